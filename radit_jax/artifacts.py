@@ -1,0 +1,102 @@
+"""Artifacts: what a stage makes is a folder, whole or not there at all (DESIGN: the stages can be killed anywhere).
+
+A stage writes into ``NAME-FINGERPRINT.partial`` and the folder is renamed when it is whole, with a ``manifest.json`` that says
+what it was made from. The fingerprint is a hash of that, so the same inputs find the finished folder and other inputs get another one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from radit_jax.errors import InputError
+
+MANIFEST = "manifest.json"
+FORMAT = 1  # raised when the layout of any artifact changes
+
+
+@dataclasses.dataclass(frozen=True)
+class Artifact:
+    """A whole folder: `path`, and the `manifest` with `made_from` (its inputs) and `facts` (counts, rates)."""
+
+    path: Path
+    manifest: dict[str, Any]
+    reused: bool = False
+
+    @property
+    def fingerprint(self) -> str:
+        return self.manifest["fingerprint"]
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        return self.manifest["facts"]
+
+
+def fingerprint(made_from: Mapping[str, Any]) -> str:
+    """Twelve hex digits that name these inputs."""
+    text = json.dumps({"format": FORMAT, **made_from}, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def make(workdir: Path, stage: str, made_from: Mapping[str, Any], write: Callable[[Path], Mapping[str, Any] | None]) -> Artifact:
+    """Returns the artifact of `stage` for these inputs, made by `write(folder)` unless it is there already.
+
+    `write` may find in `folder` what an interrupted run left and go on from it; it returns the facts for the manifest.
+    """
+    key = fingerprint(made_from)
+    path = Path(workdir) / f"{stage}-{key}"
+    if (path / MANIFEST).exists():
+        return dataclasses.replace(load(path), reused=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.mkdir(parents=True, exist_ok=True)
+    facts = dict(write(partial) or {})
+    manifest = {"stage": stage, "fingerprint": key, "made_from": dict(made_from), "facts": facts}
+    write_json(partial / MANIFEST, manifest)
+    os.replace(partial, path)
+    return load(path)
+
+
+def load(path: Path) -> Artifact:
+    """Opens a whole artifact."""
+    try:
+        return Artifact(Path(path), json.loads((Path(path) / MANIFEST).read_text()))
+    except (OSError, json.JSONDecodeError) as error:
+        raise InputError(f"{path}: not a whole artifact ({MANIFEST} is missing or damaged)") from error
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file's bytes, read in blocks."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON so that the file is whole or absent."""
+    _replace(path, lambda temporary: temporary.write_text(json.dumps(value, indent=1, sort_keys=True, default=_plain) + "\n"))
+
+
+def save_array(path: Path, array: np.ndarray) -> None:
+    """Writes an .npy file so that it is whole or absent."""
+
+    def write(temporary: Path) -> None:
+        with open(temporary, "wb") as file:
+            np.save(file, array, allow_pickle=False)
+
+    _replace(path, write)
+
+
+def _replace(path: Path, write: Callable[[Path], Any]) -> None:
+    temporary = Path(path).with_name(Path(path).name + ".tmp")
+    write(temporary)
+    os.replace(temporary, path)
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else str(value)

@@ -1,0 +1,100 @@
+"""Grouped-query attention over a row's own tokens and, if there is one, a cache of earlier ones: one softmax over both.
+
+Repeated keys and values are never materialised: the R = H / G query heads of a group share theirs inside the contraction.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from radit_jax.models.layers import Linear, RMSNorm, contract, rotate
+
+UNREACHABLE = -1  # distance of a key that a query may not see
+FAR = jnp.iinfo(jnp.int32).max  # a window that reaches everything
+MASKED = -1e30  # finite, so that a row of padding gives a uniform softmax and no NaN, in gradients too
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Keys:
+    """Keys and values to look at: k and v (B, S, G, h), and how far back each lies from each query."""
+
+    k_BxSxGxh: jax.Array
+    v_BxSxGxh: jax.Array
+    distance_BxTxS: jax.Array  # int32; UNREACHABLE where it may not be seen
+
+
+def distances(positions_BxT: jax.Array, key_positions_BxS: jax.Array, visible_BxTxS: jax.Array) -> jax.Array:
+    """Query position minus key position (int32); UNREACHABLE where the key is later or not visible."""
+    back = positions_BxT[:, :, None] - key_positions_BxS[:, None, :]
+    return jnp.where(visible_BxTxS & (back >= 0), back, UNREACHABLE)
+
+
+def attend(q_BxTxHxh: jax.Array, sources: list[Keys], window: jax.Array, dtype: str) -> jax.Array:
+    """softmax(q k / sqrt(h)) v over all sources together, seeing keys less than `window` positions back. (B, T, H, h) in `dtype`."""
+    B, T, H, h = q_BxTxHxh.shape
+    groups = sources[0].k_BxSxGxh.shape[2]
+    q_BxTxGxRxh = q_BxTxHxh.reshape(B, T, groups, H // groups, h)
+    scores = [_scores(q_BxTxGxRxh, keys, window, dtype) for keys in sources]
+    weights = jax.nn.softmax(jnp.concatenate(scores, axis=-1) if len(scores) > 1 else scores[0], axis=-1).astype(dtype)
+    out, start = 0.0, 0
+    for keys in sources:
+        stop = start + keys.k_BxSxGxh.shape[1]
+        out = out + contract("bgrts,bsgh->btgrh", weights[..., start:stop], keys.v_BxSxGxh, dtype)
+        start = stop
+    return out.astype(dtype).reshape(B, T, H, h)
+
+
+def _scores(q_BxTxGxRxh: jax.Array, keys: Keys, window: jax.Array, dtype: str) -> jax.Array:
+    scores_BxGxRxTxS = contract("btgrh,bsgh->bgrts", q_BxTxGxRxh, keys.k_BxSxGxh, dtype) * q_BxTxGxRxh.shape[-1] ** -0.5
+    visible = (keys.distance_BxTxS >= 0) & (keys.distance_BxTxS < window)
+    return jnp.where(visible[:, None, None], scores_BxGxRxTxS, MASKED)
+
+
+class Attention(nnx.Module):
+    """Projections, optional norm of q and k per head (Qwen3), rotary positions, attention."""
+
+    def __init__(
+        self,
+        stack: tuple[int, ...],
+        width: int,
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        *,
+        bias: bool,
+        output_bias: bool,
+        qk_norm_eps: float | None,
+        dtype: str,
+        param_dtype: str,
+        rngs: nnx.Rngs,
+    ):
+        kinds: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype}
+        self.head_dim, self.dtype = head_dim, dtype
+        self.q = Linear((*stack, width, heads * head_dim), bias=bias, rngs=rngs, **kinds)
+        self.k = Linear((*stack, width, kv_heads * head_dim), bias=bias, rngs=rngs, **kinds)
+        self.v = Linear((*stack, width, kv_heads * head_dim), bias=bias, rngs=rngs, **kinds)
+        self.o = Linear((*stack, heads * head_dim, width), bias=output_bias, rngs=rngs, **kinds)
+        if qk_norm_eps is not None:
+            self.q_norm = RMSNorm((*stack, head_dim), eps=qk_norm_eps, **kinds)
+            self.k_norm = RMSNorm((*stack, head_dim), eps=qk_norm_eps, **kinds)
+
+    def __call__(
+        self, x_BxTxD: jax.Array, rope: tuple[jax.Array, jax.Array], own_BxTxT: jax.Array, window: jax.Array, past: Keys | None
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Returns the output (B, T, D) and the new keys and values (B, T, G, h)."""
+        q, k, v = (self._heads(linear(x_BxTxD)) for linear in (self.q, self.k, self.v))
+        if hasattr(self, "q_norm"):
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k = rotate(q, *rope), rotate(k, *rope)
+        own = Keys(k, v, own_BxTxT)
+        out = attend(q, [own] if past is None else [past, own], window, self.dtype)
+        return self.o(out.reshape(*out.shape[:2], -1)), k, v
+
+    def _heads(self, x: jax.Array) -> jax.Array:
+        return x.reshape(*x.shape[:2], -1, self.head_dim)

@@ -1,0 +1,166 @@
+"""The pieces every transformer here is made of: one contraction rule, linear maps, embeddings, norms, rotary positions.
+
+Modules hold their parameters with any leading axes (a stack of layers) and are called on one layer's slice of them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
+
+DOT = "dot"  # the name under which the remat policy "dots" keeps the outputs of linear maps
+
+
+# -- contraction --------------------------------------------------------------------------------------------------------------------
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 3))
+def contract(spec: str, a: jax.Array, b: jax.Array, dtype: str) -> jax.Array:
+    """Two-operand einsum: operands in `dtype`, sums and result in float32; the same holds for both dots of its gradient.
+
+    Plain autodiff would feed the float32 cotangent into a dot with a bfloat16 operand, which XLA widens: twice slower on CPUs,
+    and no use of the matrix units elsewhere. Every letter of an operand must be in the other operand or in the result.
+    """
+    # Where float32 is asked for, it is meant: no TF32 (GPU) and no single bfloat16 pass (TPU).
+    precision = jax.lax.Precision.HIGHEST if dtype == "float32" else None
+    return jnp.einsum(spec, a.astype(dtype), b.astype(dtype), precision=precision, preferred_element_type=jnp.float32)
+
+
+def _contract_forward(spec, a, b, dtype):
+    return contract(spec, a, b, dtype), (a, b)
+
+
+def _contract_backward(spec, dtype, operands, cotangent):
+    a, b = operands
+    operands, out = spec.split("->")
+    a_letters, b_letters = operands.split(",")
+    a_bar = contract(f"{out},{b_letters}->{a_letters}", cotangent, b, dtype)
+    b_bar = contract(f"{a_letters},{out}->{b_letters}", a, cotangent, dtype)
+    return a_bar.astype(a.dtype), b_bar.astype(b.dtype)
+
+
+contract.defvjp(_contract_forward, _contract_backward)
+
+
+def dot(x: jax.Array, kernel: jax.Array, dtype: str) -> jax.Array:
+    """x (..., in) @ kernel (in, out), operands in `dtype`, result in float32."""
+    rows = "abcdef"[: x.ndim - 1]
+    return contract(f"{rows}x,xy->{rows}y", x, kernel, dtype)
+
+
+# -- modules ------------------------------------------------------------------------------------------------------------------------
+
+
+class Linear(nnx.Module):
+    """y = x @ kernel (+ bias), kernel (in, out); the result is in the compute dtype."""
+
+    def __init__(self, shape: tuple[int, ...], *, bias: bool = False, dtype: str, param_dtype: str, rngs: nnx.Rngs):
+        fan_in = shape[-2]
+        self.dtype = dtype
+        self.kernel = nnx.Param(jax.random.normal(rngs.params(), shape, param_dtype) * np.asarray(fan_in**-0.5, param_dtype))
+        if bias:
+            self.bias = nnx.Param(jnp.zeros((*shape[:-2], shape[-1]), param_dtype))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = dot(x, self.kernel[...], self.dtype)
+        if hasattr(self, "bias"):
+            y = y + self.bias[...].reshape((1,) * (y.ndim - 1) + (-1,)).astype(y.dtype)
+        return checkpoint_name(y.astype(self.dtype), DOT)
+
+
+class Embed(nnx.Module):
+    """Rows of a table (V, D), in the compute dtype."""
+
+    def __init__(self, shape: tuple[int, int], *, dtype: str, param_dtype: str, rngs: nnx.Rngs):
+        self.dtype = dtype
+        self.embedding = nnx.Param(jax.random.normal(rngs.params(), shape, param_dtype) * np.asarray(0.02, param_dtype))
+
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        return jnp.take(self.embedding[...], tokens, axis=0, mode="clip").astype(self.dtype)
+
+
+class RMSNorm(nnx.Module):
+    """x / rms(x) * scale over the last axis, computed in float32, returned in `dtype`."""
+
+    def __init__(self, shape: tuple[int, ...], *, eps: float, dtype: str, param_dtype: str):
+        self.eps, self.dtype = eps, dtype
+        self.scale = nnx.Param(jnp.ones(shape, param_dtype))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        wide = x.astype(jnp.float32)
+        wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
+        scale = self.scale[...].astype(jnp.float32).reshape((1,) * (x.ndim - 1) + (-1,))
+        return (wide * scale).astype(self.dtype)
+
+
+class GatedMlp(nnx.Module):
+    """down(silu(gate(x)) * up(x)), the SwiGLU of the Llama family."""
+
+    def __init__(self, stack: tuple[int, ...], width: int, inner: int, *, bias: bool, **kinds: Any):
+        self.gate = Linear((*stack, width, inner), bias=bias, **kinds)
+        self.up = Linear((*stack, width, inner), bias=bias, **kinds)
+        self.down = Linear((*stack, inner, width), bias=bias, **kinds)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
+
+
+# -- rotary positions ---------------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class RopeScaling:
+    """How a checkpoint stretches its rotary frequencies: "linear", "llama3", or "table" (GGUF files carry the divisors themselves)."""
+
+    kind: str
+    factor: float = 1.0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_positions: int = 8192
+    divisors: tuple[float, ...] = ()
+
+
+def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None) -> np.ndarray:
+    """Radians per position for each of the head_dim / 2 pairs, float32."""
+    frequencies = theta ** -(np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
+    if scaling is None:
+        pass
+    elif scaling.kind == "linear":
+        frequencies = frequencies / scaling.factor
+    elif scaling.kind == "table":
+        frequencies = frequencies / np.asarray(scaling.divisors, np.float64)
+    elif scaling.kind == "llama3":
+        frequencies = _llama3(frequencies, scaling)
+    else:
+        raise ValueError(f"rope scaling {scaling.kind!r} is none of linear, llama3, table")
+    return frequencies.astype(np.float32)
+
+
+def _llama3(frequencies: np.ndarray, scaling: RopeScaling) -> np.ndarray:
+    """Long waves are stretched by `factor`, short ones kept, and those between blended linearly (Llama 3.1)."""
+    turns = scaling.original_positions * frequencies / (2 * math.pi)  # full turns within the original context
+    kept = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
+    kept = np.clip(kept, 0.0, 1.0)
+    return frequencies * (kept + (1 - kept) / scaling.factor)
+
+
+def rope_tables(positions_BxT: jax.Array, frequencies: np.ndarray) -> tuple[jax.Array, jax.Array]:
+    """cos and sin of position times frequency, each (B, T, head_dim / 2) float32."""
+    angles = positions_BxT.astype(jnp.float32)[..., None] * jnp.asarray(frequencies)[None, None]
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def rotate(x_BxTxNxh: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+    """Turns the pairs (i, i + h/2) of every head by its angle: the rotate-half layout of Hugging Face checkpoints."""
+    x = x_BxTxNxh.astype(jnp.float32)
+    first, second = jnp.split(x, 2, axis=-1)
+    cos, sin = cos[:, :, None], sin[:, :, None]
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x_BxTxNxh.dtype)

@@ -1,0 +1,187 @@
+"""The decoder LM: the Llama architecture and its near relatives, one code path with config fields.
+
+Layers are stacked (parameters have a leading L axis) and scanned, so that compile time does not grow with depth. `hidden`, `prefill`,
+`extend` and `decode_step` are the same forward pass with and without a cache. The modules know no mesh: parameter paths
+(``blocks/attention/q/kernel`` …) are what the sharding rules match.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from radit_jax.models.attention import FAR, Attention, Keys, distances
+from radit_jax.models.layers import DOT, Embed, GatedMlp, Linear, RMSNorm, RopeScaling, dot, rope_frequencies, rope_tables
+
+# What the backward pass keeps from the forward pass of a layer, and so what it computes twice.
+REMAT = {
+    "none": None,  # keeps everything
+    "full": jax.checkpoint_policies.nothing_saveable,  # keeps the layer's input only
+    "dots": jax.checkpoint_policies.save_only_these_names(DOT),  # keeps the outputs of linear maps
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class LmConfig:
+    """The shape of a decoder and its differences between families. Hashable: it is static under jit."""
+
+    vocab_size: int
+    width: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    mlp_width: int
+    norm_eps: float = 1e-5
+    rope_theta: float = 10_000.0
+    rope_scaling: RopeScaling | None = None
+    tied: bool = False  # the head is the transposed embedding
+    attention_bias: bool = False  # on q, k, v (Qwen2)
+    output_bias: bool = False  # on o
+    mlp_bias: bool = False
+    qk_norm: bool = False  # per head, before the rotation (Qwen3)
+    windows: tuple[int | None, ...] = ()  # sliding window of each layer in tokens, None = unlimited; () = none anywhere
+    max_positions: int = 2048  # context the checkpoint was trained for, in tokens
+    dtype: str = "float32"  # compute dtype; sums, norms and the softmax are float32 in any case
+    param_dtype: str = "float32"
+    remat: str = "none"  # none | full | dots
+
+    def __post_init__(self):
+        if self.heads % self.kv_heads:
+            raise ValueError(f"heads ({self.heads}) is not a multiple of kv_heads ({self.kv_heads})")
+        if self.windows and len(self.windows) != self.layers:
+            raise ValueError(f"windows has {len(self.windows)} entries, expected one per layer ({self.layers})")
+        if self.remat not in REMAT:
+            raise ValueError(f"remat is {self.remat!r}, expected one of {', '.join(REMAT)}")
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class KVCache:
+    """Keys and values of the tokens read so far. Rows share the slot index; what a slot means is its position, -1 = empty."""
+
+    k_LxBxSxGxh: jax.Array
+    v_LxBxSxGxh: jax.Array
+    positions_BxS: jax.Array  # int32
+    next_slot: jax.Array  # int32 scalar: where the next token of every row goes
+
+    def append(self, k_LxBxTxGxh: jax.Array, v_LxBxTxGxh: jax.Array, positions_BxT: jax.Array) -> KVCache:
+        """Writes T new tokens at `next_slot`. Past the capacity the last slots are overwritten: make it large enough."""
+        at, zero = self.next_slot, jnp.int32(0)
+        where = (zero, zero, at, zero, zero)
+        return KVCache(
+            jax.lax.dynamic_update_slice(self.k_LxBxSxGxh, k_LxBxTxGxh.astype(self.k_LxBxSxGxh.dtype), where),
+            jax.lax.dynamic_update_slice(self.v_LxBxSxGxh, v_LxBxTxGxh.astype(self.v_LxBxSxGxh.dtype), where),
+            jax.lax.dynamic_update_slice(self.positions_BxS, positions_BxT.astype(jnp.int32), (zero, at)),
+            at + positions_BxT.shape[1],
+        )
+
+
+class Block(nnx.Module):
+    """One layer: x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, config: LmConfig, *, rngs: nnx.Rngs):
+        c, stack = config, (config.layers,)
+        kinds = {"dtype": c.dtype, "param_dtype": c.param_dtype}
+        self.attention_norm = RMSNorm((*stack, c.width), eps=c.norm_eps, **kinds)
+        self.attention = Attention(
+            stack, c.width, c.heads, c.kv_heads, c.head_dim,
+            bias=c.attention_bias, output_bias=c.output_bias, qk_norm_eps=c.norm_eps if c.qk_norm else None, rngs=rngs, **kinds,
+        )  # fmt: skip
+        self.mlp_norm = RMSNorm((*stack, c.width), eps=c.norm_eps, **kinds)
+        self.mlp = GatedMlp(stack, c.width, c.mlp_width, bias=c.mlp_bias, rngs=rngs, **kinds)
+
+    def __call__(self, x_BxTxD, rope, own_BxTxT, window, past):
+        with jax.named_scope("attention"):
+            out, k, v = self.attention(self.attention_norm(x_BxTxD), rope, own_BxTxT, window, past)
+            x_BxTxD = x_BxTxD + out
+        with jax.named_scope("mlp"):
+            return x_BxTxD + self.mlp(self.mlp_norm(x_BxTxD)), k, v
+
+
+class LM(nnx.Module):
+    """p(next token | tokens). See LmConfig for the families."""
+
+    def __init__(self, config: LmConfig, *, rngs: nnx.Rngs):
+        c = self.config = config
+        kinds = {"dtype": c.dtype, "param_dtype": c.param_dtype}
+        self.embed = Embed((c.vocab_size, c.width), rngs=rngs, **kinds)
+        self.blocks = Block(c, rngs=rngs)
+        self.final_norm = RMSNorm((c.width,), eps=c.norm_eps, **kinds)
+        if not c.tied:
+            self.head = Linear((c.width, c.vocab_size), rngs=rngs, **kinds)
+
+    def __call__(self, tokens_BxT: jax.Array) -> jax.Array:
+        """Logits (B, T, V) float32 of whole rows without padding."""
+        positions_BxT = jnp.broadcast_to(jnp.arange(tokens_BxT.shape[1])[None], tokens_BxT.shape)
+        return self.logits(self.hidden(tokens_BxT, positions_BxT, jnp.ones_like(tokens_BxT)))
+
+    def hidden(self, tokens_BxT: jax.Array, positions_BxT: jax.Array, segment_ids_BxT: jax.Array) -> jax.Array:
+        """Hidden states (B, T, D) after the final norm.
+
+        A token sees the tokens of its own segment at its own position or before. Segment 0 is padding: seen by none, finite.
+        """
+        hidden, _, _ = self._forward(tokens_BxT, positions_BxT, segment_ids_BxT, None, collect=False)
+        return hidden
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """Logits (..., V) float32 of hidden states (..., D): separate, because losses and scores need them at few positions."""
+        with jax.named_scope("logits"):
+            kernel = self.embed.embedding[...].T if self.config.tied else self.head.kernel[...]
+            return dot(hidden, kernel, self.config.dtype)
+
+    def prefill(self, tokens_BxT: jax.Array, lengths_B: jax.Array, capacity: int) -> tuple[jax.Array, KVCache]:
+        """Reads right-padded prompts into a new cache with room for `capacity` slots, of which T are taken."""
+        B, T = tokens_BxT.shape
+        if capacity < T:
+            raise ValueError(f"capacity ({capacity}) is less than the prompt's width ({T})")
+        positions_BxT = jnp.broadcast_to(jnp.arange(T, dtype=jnp.int32)[None], (B, T))
+        read_BxT = positions_BxT < lengths_B[:, None]
+        hidden, k, v = self._forward(tokens_BxT, positions_BxT, read_BxT.astype(jnp.int32), None, collect=True)
+        room = [(0, 0), (0, 0), (0, capacity - T), (0, 0), (0, 0)]
+        slots_BxS = jnp.pad(jnp.where(read_BxT, positions_BxT, -1), [(0, 0), (0, capacity - T)], constant_values=-1)
+        return hidden, KVCache(jnp.pad(k, room), jnp.pad(v, room), slots_BxS, jnp.int32(T))
+
+    def extend(
+        self, tokens_BxT: jax.Array, positions_BxT: jax.Array, segment_ids_BxT: jax.Array, cache: KVCache
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Hidden states (B, T, D) of new tokens that see the cache and the new tokens of their segment, and their keys and values.
+
+        Several continuations of one prefix are several segments. The cache is not written: KVCache.append does that.
+        """
+        return self._forward(tokens_BxT, positions_BxT, segment_ids_BxT, cache, collect=True)
+
+    def decode_step(self, tokens_B: jax.Array, positions_B: jax.Array, cache: KVCache) -> tuple[jax.Array, KVCache]:
+        """Logits (B, V) after one more token in every row, and the cache with it."""
+        tokens, positions = tokens_B[:, None], positions_B[:, None]
+        hidden, k, v = self.extend(tokens, positions, jnp.ones_like(tokens), cache)
+        return self.logits(hidden[:, 0]), cache.append(k, v, positions)
+
+    def _forward(self, tokens_BxT, positions_BxT, segment_ids_BxT, cache, *, collect: bool):
+        """The one forward pass. Keys and values of the new tokens (L, B, T, G, h) are returned only if `collect`."""
+        c = self.config
+        rope = rope_tables(positions_BxT, rope_frequencies(c.head_dim, c.rope_theta, c.rope_scaling))
+        same = (segment_ids_BxT[:, :, None] == segment_ids_BxT[:, None, :]) & (segment_ids_BxT > 0)[:, :, None]
+        own_BxTxT = distances(positions_BxT, positions_BxT, same)
+        past_BxTxS = None
+        if cache is not None:
+            there = (segment_ids_BxT > 0)[:, :, None] & (cache.positions_BxS >= 0)[:, None, :]
+            past_BxTxS = distances(positions_BxT, cache.positions_BxS, there)
+        graphdef, stacked = nnx.split(self.blocks)
+
+        def layer(x_BxTxD, inputs):
+            params, window, k_BxSxGxh, v_BxSxGxh = inputs
+            past = None if cache is None else Keys(k_BxSxGxh, v_BxSxGxh, past_BxTxS)
+            x_BxTxD, k, v = nnx.merge(graphdef, params)(x_BxTxD, rope, own_BxTxT, window, past)
+            return x_BxTxD, (k, v) if collect else (None, None)
+
+        if c.remat != "none":
+            # Inside a scan the compiler cannot undo the rematerialisation, so its costly guard is left out.
+            layer = jax.checkpoint(layer, policy=REMAT[c.remat], prevent_cse=False)
+        windows_L = jnp.asarray([FAR if w is None else w for w in c.windows or (None,) * c.layers], jnp.int32)
+        past_k, past_v = (None, None) if cache is None else (cache.k_LxBxSxGxh, cache.v_LxBxSxGxh)
+        x_BxTxD, (k, v) = jax.lax.scan(layer, self.embed(tokens_BxT), (stacked, windows_L, past_k, past_v))
+        return self.final_norm(x_BxTxD), k, v

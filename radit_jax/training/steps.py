@@ -1,0 +1,118 @@
+"""`lm_step` (LM-ft, Eq. 3) and `lsr_step` (R-ft, Eqs. 4 and 5): pure functions of (graphdef, tx, state, batch), and the one place that compiles them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from radit_jax import sharding
+from radit_jax.training import losses
+from radit_jax.types import LmBatch, LsrBatch, PyTree, TrainState
+
+Metrics = dict[str, jax.Array]
+Step = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
+
+
+def init_state(params: PyTree, tx: optax.GradientTransformation) -> TrainState:
+    """Step 0: the given parameters and a fresh optimizer state."""
+    return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=tx.init(params))
+
+
+def lm_step(graphdef: nnx.GraphDef, tx: optax.GradientTransformation, state: TrainState, batch: LmBatch) -> tuple[TrainState, Metrics]:
+    """One update of the LM on packed rows. batch leaves are (A, B, …): gradients of A micro-batches are summed before the update.
+
+    The loss is Eq. 3 divided by the number of output tokens of all A micro-batches, so A changes memory and not the result.
+    """
+
+    def nll(params: PyTree, micro: LmBatch) -> jax.Array:
+        lm = nnx.merge(graphdef, params)
+        hidden_BxTxD = lm.hidden(micro.tokens_BxT, micro.positions_BxT, micro.segment_ids_BxT)
+        # Logits only where the next token is an output token: the head is a fifth of a small LM's arithmetic.
+        hidden_BxPxD = jnp.take_along_axis(hidden_BxTxD, micro.slots_BxP[..., None], axis=1)
+        return losses.output_nll(lm.logits(hidden_BxPxD), micro.labels_BxP, micro.weights_BxP)
+
+    total, grads = _accumulate(nll, state.params, batch)
+    outputs = jnp.sum(batch.weights_BxP)
+    loss, grads = jax.tree.map(lambda x: x / jnp.maximum(outputs, 1.0), (total, grads))
+    state, metrics = _update(tx, state, grads)
+    tokens = jnp.sum(batch.segment_ids_BxT > 0)
+    return state, {**metrics, "loss": loss, "output_tokens": outputs, "tokens": tokens, "padding": 1 - tokens / batch.tokens_BxT.size}
+
+
+def lsr_step(
+    graphdef: nnx.GraphDef, tx: optax.GradientTransformation, state: TrainState, batch: LsrBatch, *, options: losses.LsrOptions
+) -> tuple[TrainState, Metrics]:
+    """One update of the query encoder (Eq. 5). `state.params` holds the query encoder alone: E_d enters as the vectors of the batch and is frozen."""
+
+    def loss_fn(params: PyTree) -> tuple[jax.Array, Metrics]:
+        encoder = nnx.merge(graphdef, params)
+        queries_BxE = encoder(batch.query_tokens_BxT, batch.query_mask_BxT)
+        return lsr_objective(queries_BxE, batch, options)
+
+    (_, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+    state, update = _update(tx, state, grads)
+    return state, {**metrics, **update}
+
+
+def lsr_objective(queries_BxE: jax.Array, batch: LsrBatch, options: losses.LsrOptions) -> tuple[jax.Array, Metrics]:
+    """Scores (Eq. 1) → p_R, p_LSR (Eq. 4) → loss (Eq. 5), with the entropies that show a flat target."""
+    scores_BxK = options.score_scale * jnp.einsum("BE,BKE->BK", queries_BxE, jax.lax.stop_gradient(batch.passages_BxKxE))
+    log_p_r_BxK = losses.retriever_logprobs(scores_BxK, batch.candidates_BxK)
+    log_p_lsr_BxK = losses.lsr_target_logprobs(
+        batch.lm_logp_BxK, batch.target_lengths_B, batch.candidates_BxK, score=options.score, tau=options.tau
+    )
+    loss = losses.lsr_loss(log_p_r_BxK, log_p_lsr_BxK, batch.weights_B, direction=options.direction)
+    objective = loss
+    if options.anchor:
+        log_p_0_BxK = jax.lax.stop_gradient(losses.retriever_logprobs(batch.base_logits_BxK, batch.candidates_BxK))
+        objective += options.anchor * losses.weighted_mean(losses.kl(log_p_r_BxK, log_p_0_BxK), batch.weights_B)
+    agree_B = (jnp.argmax(log_p_r_BxK, -1) == jnp.argmax(log_p_lsr_BxK, -1)).astype(jnp.float32)
+    return objective, {
+        "loss": loss,
+        "target_entropy": losses.weighted_mean(losses.entropy(log_p_lsr_BxK), batch.weights_B),
+        "retriever_entropy": losses.weighted_mean(losses.entropy(log_p_r_BxK), batch.weights_B),
+        "top1_agrees": losses.weighted_mean(agree_B, batch.weights_B),
+    }
+
+
+def compile_step(step: Callable, graphdef: nnx.GraphDef, tx: optax.GradientTransformation, state: TrainState, mesh: Mesh, rules, **static) -> Step:
+    """The only training jit.
+
+    In and out shardings: parameters and optimizer state by the rule table, batch rows over "data", metrics replicated. The state is donated
+    (its buffers become the next state's), the batch is not: it is small and the loop may still name it when a loss is not finite.
+    """
+    state_shardings = sharding.shardings(state, rules, mesh)
+    # LmBatch leaves have the micro-batch axis first, LsrBatch leaves do not.
+    rows = NamedSharding(mesh, P(None, sharding.DATA)) if step is lm_step else sharding.batch_sharding(mesh)
+    return jax.jit(
+        lambda state, batch: step(graphdef, tx, state, batch, **static),
+        in_shardings=(state_shardings, rows),
+        out_shardings=(state_shardings, sharding.replicated(mesh)),
+        donate_argnums=0,
+    )
+
+
+def _accumulate(loss_fn: Callable[[PyTree, Any], jax.Array], params: PyTree, batch: Any) -> tuple[jax.Array, PyTree]:
+    """Sum of loss and gradients over the leading micro-batch axis of `batch`."""
+    value_and_grad = jax.value_and_grad(loss_fn)
+    if jax.tree.leaves(batch)[0].shape[0] == 1:  # nothing to sum: no second copy of the gradients
+        return value_and_grad(params, jax.tree.map(lambda x: x[0], batch))
+
+    def body(carry, micro):
+        return jax.tree.map(jnp.add, carry, value_and_grad(params, micro)), None
+
+    zeros = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
+    return jax.lax.scan(body, zeros, batch)[0]
+
+
+def _update(tx: optax.GradientTransformation, state: TrainState, grads: PyTree) -> tuple[TrainState, Metrics]:
+    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    return TrainState(state.step + 1, params, opt_state), {"grad_norm": optax.global_norm(grads)}
