@@ -103,7 +103,7 @@ def bar(
     Yields a `Bar`, called as ``advance(n)``; its `rate` and `elapsed` stay readable after the block. `total` None: no time left is shown.
     """
     stream = sys.stderr if stream is None else stream
-    settings = dict(unit=unit, start=start, clock=clock)
+    settings = {"unit": unit, "start": start, "clock": clock}
     with contextlib.ExitStack() as stack:
         if stream.isatty():
             columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[status]}"))

@@ -42,18 +42,28 @@ def _contract_backward(spec, dtype, operands, cotangent):
     a, b = operands
     operands, out = spec.split("->")
     a_letters, b_letters = operands.split(",")
-    a_bar = contract(f"{out},{b_letters}->{a_letters}", cotangent, b, dtype)
-    b_bar = contract(f"{a_letters},{out}->{b_letters}", a, cotangent, dtype)
+    a_bar = _contract_into(a_letters, (out, cotangent), (b_letters, b), dtype)
+    b_bar = _contract_into(b_letters, (a_letters, a), (out, cotangent), dtype)
     return a_bar.astype(a.dtype), b_bar.astype(b.dtype)
+
+
+def _contract_into(letters: str, left: tuple[str, jax.Array], right: tuple[str, jax.Array], dtype: str) -> jax.Array:
+    """Contracts to `letters` with the operand first that owns its first unshared letter, so that the result needs no transposition.
+
+    XLA folds a transposed result into a dot form that its CPU runtime refuses in mixed bfloat16 / float32.
+    """
+    first = next(letter for letter in letters if not (letter in left[0] and letter in right[0]))
+    (a_letters, a), (b_letters, b) = (left, right) if first in left[0] else (right, left)
+    return contract(f"{a_letters},{b_letters}->{letters}", a, b, dtype)
 
 
 contract.defvjp(_contract_forward, _contract_backward)
 
 
-def dot(x: jax.Array, kernel: jax.Array, dtype: str) -> jax.Array:
-    """x (..., in) @ kernel (in, out), operands in `dtype`, result in float32."""
+def dot(x: jax.Array, kernel: jax.Array, dtype: str, *, transposed: bool = False) -> jax.Array:
+    """x (..., in) @ kernel (in, out), or (out, in) if `transposed`; operands in `dtype`, result in float32."""
     rows = "abcdef"[: x.ndim - 1]
-    return contract(f"{rows}x,xy->{rows}y", x, kernel, dtype)
+    return contract(f"{rows}x,{'yx' if transposed else 'xy'}->{rows}y", x, kernel, dtype)
 
 
 # -- modules ------------------------------------------------------------------------------------------------------------------------
@@ -66,12 +76,11 @@ class Linear(nnx.Module):
         fan_in = shape[-2]
         self.dtype = dtype
         self.kernel = nnx.Param(jax.random.normal(rngs.params(), shape, param_dtype) * np.asarray(fan_in**-0.5, param_dtype))
-        if bias:
-            self.bias = nnx.Param(jnp.zeros((*shape[:-2], shape[-1]), param_dtype))
+        self.bias = nnx.Param(jnp.zeros((*shape[:-2], shape[-1]), param_dtype)) if bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
         y = dot(x, self.kernel[...], self.dtype)
-        if hasattr(self, "bias"):
+        if self.bias is not None:
             y = y + self.bias[...].reshape((1,) * (y.ndim - 1) + (-1,)).astype(y.dtype)
         return checkpoint_name(y.astype(self.dtype), DOT)
 
@@ -158,9 +167,12 @@ def rope_tables(positions_BxT: jax.Array, frequencies: np.ndarray) -> tuple[jax.
     return jnp.cos(angles), jnp.sin(angles)
 
 
-def rotate(x_BxTxNxh: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
-    """Turns the pairs (i, i + h/2) of every head by its angle: the rotate-half layout of Hugging Face checkpoints."""
-    x = x_BxTxNxh.astype(jnp.float32)
-    first, second = jnp.split(x, 2, axis=-1)
-    cos, sin = cos[:, :, None], sin[:, :, None]
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x_BxTxNxh.dtype)
+def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+    """Turns the pairs (i, i + h/2) of the last axis by their angles: the rotate-half layout of Hugging Face checkpoints.
+
+    x is (B, ..., T, h) with heads between; cos and sin are (B, T, h/2).
+    """
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    heads = tuple(range(1, x.ndim - 2))
+    cos, sin = jnp.expand_dims(cos, heads), jnp.expand_dims(sin, heads)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)

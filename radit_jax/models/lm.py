@@ -111,8 +111,7 @@ class LM(nnx.Module):
         self.embed = Embed((c.vocab_size, c.width), rngs=rngs, **kinds)
         self.blocks = Block(c, rngs=rngs)
         self.final_norm = RMSNorm((c.width,), eps=c.norm_eps, **kinds)
-        if not c.tied:
-            self.head = Linear((c.width, c.vocab_size), rngs=rngs, **kinds)
+        self.head = None if c.tied else Linear((c.width, c.vocab_size), rngs=rngs, **kinds)
 
     def __call__(self, tokens_BxT: jax.Array) -> jax.Array:
         """Logits (B, T, V) float32 of whole rows without padding."""
@@ -130,8 +129,9 @@ class LM(nnx.Module):
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Logits (..., V) float32 of hidden states (..., D): separate, because losses and scores need them at few positions."""
         with jax.named_scope("logits"):
-            kernel = self.embed.embedding[...].T if self.config.tied else self.head.kernel[...]
-            return dot(hidden, kernel, self.config.dtype)
+            if self.head is None:
+                return dot(hidden, self.embed.embedding[...], self.config.dtype, transposed=True)
+            return dot(hidden, self.head.kernel[...], self.config.dtype)
 
     def prefill(self, tokens_BxT: jax.Array, lengths_B: jax.Array, capacity: int) -> tuple[jax.Array, KVCache]:
         """Reads right-padded prompts into a new cache with room for `capacity` slots, of which T are taken."""
@@ -174,7 +174,7 @@ class LM(nnx.Module):
 
         def layer(x_BxTxD, inputs):
             params, window, k_BxSxGxh, v_BxSxGxh = inputs
-            past = None if cache is None else Keys(k_BxSxGxh, v_BxSxGxh, past_BxTxS)
+            past = None if cache is None else Keys(k_BxSxGxh.swapaxes(1, 2), v_BxSxGxh.swapaxes(1, 2), past_BxTxS)
             x_BxTxD, k, v = nnx.merge(graphdef, params)(x_BxTxD, rope, own_BxTxT, window, past)
             return x_BxTxD, (k, v) if collect else (None, None)
 

@@ -46,7 +46,7 @@ def resolve(name: str) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=list(HUB_FILES)))
     except Exception as error:  # network, cache, id, permission: each has its own class and a page of text
-        raise InputError(f"{name}: no such folder, and not to be had from the Hub ({_first_line(error)})") from error
+        raise InputError(f"{name}: no such folder, and not to be had from the Hub ({first_line(error)})") from error
 
 
 def _in_package(name: str) -> Path:
@@ -70,7 +70,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file; a checkpoint folder has it") from error
     except (OSError, ValueError) as error:
-        raise InputError(f"{path}: not readable as JSON ({_first_line(error)})") from error
+        raise InputError(f"{path}: not readable as JSON ({first_line(error)})") from error
     if not isinstance(value, dict):
         raise InputError(f"{path}: expected a JSON object, found {type(value).__name__}")
     return value
@@ -117,7 +117,7 @@ class Safetensors:
         try:
             return self._file_of[name].get_tensor(name)
         except (SafetensorError, TypeError) as error:
-            raise InputError(f"{self.where}: tensor {name} cannot be read ({_first_line(error)})") from error
+            raise InputError(f"{self.where}: tensor {name} cannot be read ({first_line(error)})") from error
 
 
 def _open(file: Path):
@@ -126,7 +126,7 @@ def _open(file: Path):
     try:
         return safe_open(file, framework="np")
     except (SafetensorError, OSError) as error:
-        raise InputError(f"{file}: truncated or not a safetensors file ({_first_line(error)})") from error
+        raise InputError(f"{file}: truncated or not a safetensors file ({first_line(error)})") from error
 
 
 # -- filling ------------------------------------------------------------------------------------------------------------------------
@@ -221,5 +221,6 @@ def _names(names: Iterable[Any]) -> str:
     return ", ".join(names[:3]) + more
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """What an exception says, cut to one line."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

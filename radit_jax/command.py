@@ -1,0 +1,100 @@
+"""What every launch script shares: flags, one-line errors, exit codes (0 done, 1 failed, 2 bad usage or input)."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from radit_jax.errors import InputError, TrainingDiverged
+
+FAILED, BAD_INPUT = 1, 2
+ROOT = Path(sys.argv[0]).resolve().parents[1]  # of the checkout: launch scripts lie one folder down
+DEFAULT_CONFIG = "configs/radit.py"
+
+
+def config_flag() -> Any:
+    """--config=FILE[:variant] with --config.field=value overrides, and --workdir. `.value` of what is returned is the config."""
+    sys.path.insert(0, str(ROOT))  # config files say `from configs import common`
+    flags.DEFINE_string("workdir", None, "Where artifacts go; default: config.workdir.")
+    # No default here: it would be read, with its overrides, before errors can be told in one line.
+    return config_flags.DEFINE_config_file("config", None, "A file with get_config(variant).", lock_config=True)
+
+
+def pipeline(config: Any) -> Any:
+    """The pipeline of the flags. Without --config and overrides, a workdir is opened with the config that made it."""
+    from radit_jax.pipeline import Pipeline, stored_config  # slow imports after the flags, so that a wrong flag is answered at once
+
+    workdir = flags.FLAGS.workdir or config.value.workdir
+    chosen = any(re.match(r"--?config[.=]", argument) for argument in sys.argv[1:])
+    return Pipeline(config.value if chosen else stored_config(workdir, config.value), workdir)
+
+
+def run(main: Callable[[list[str]], int | None]) -> None:
+    """Runs `main(positional arguments)`; errors of a person become one line on stderr and exit 2, failures one line and exit 1."""
+    logging.set_verbosity(logging.ERROR)  # orbax and grain report every array at INFO
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    given = any(re.match(r"--?config(=|$)", argument) for argument in sys.argv[1:])
+    default = [f"--config={ROOT / DEFAULT_CONFIG}"] if "config" in flags.FLAGS and not given else []
+    try:
+        arguments = flags.FLAGS([sys.argv[0], *default, *sys.argv[1:]])[1:]
+    except SystemExit:  # --help
+        raise
+    except Exception as error:  # flags, config files and overrides raise whatever their reader raises
+        sys.exit(_fail(_usage(error), BAD_INPUT))
+    app.run(lambda _: sys.exit(guarded(main, arguments)), argv=sys.argv[:1])
+
+
+def guarded(main: Callable[[list[str]], int | None], arguments: list[str]) -> int:
+    """The exit code of `main`."""
+    try:
+        return main(arguments) or 0
+    except InputError as error:
+        return _fail(str(error), BAD_INPUT)
+    except (TrainingDiverged, OSError, MemoryError) as error:
+        return _fail(f"{type(error).__name__}: {error}", FAILED)
+    except KeyboardInterrupt:
+        return _fail("stopped; the same command goes on from here", FAILED)
+
+
+def no_more(arguments: list[str]) -> None:
+    """For scripts that take flags alone."""
+    if arguments:
+        raise InputError(f"unexpected argument {arguments[0]!r}: this script takes flags alone (--help lists them)")
+
+
+def _usage(error: Exception) -> str:
+    """One line for a wrong flag or config field, with near misses among the fields there are."""
+    text = " ".join(str(error).split())
+    wrong = re.search(r"config\.([\w.]+)", " ".join(sys.argv[1:])) if isinstance(error, (AttributeError, KeyError)) else None
+    holder = flags.FLAGS["config"].value if "config" in flags.FLAGS else None
+    if holder is None:
+        return text
+    known = _fields(holder)
+    for argument in sys.argv[1:]:
+        field = re.match(r"--?config\.([\w.]+)", argument)
+        if field and field.group(1) not in known:
+            near = difflib.get_close_matches(field.group(1), known, n=3, cutoff=0.5)
+            return f"config has no field {field.group(1)!r}; near misses: {', '.join(near) or 'none'}"
+    return text if wrong is None else f"config.{wrong.group(1)}: {text}"
+
+
+def _fields(config: Any, prefix: str = "") -> list[str]:
+    names = []
+    for key, value in config.items():
+        names.append(prefix + key)
+        if hasattr(value, "items"):
+            names += _fields(value, f"{prefix}{key}.")
+    return names
+
+
+def _fail(line: str, code: int) -> int:
+    print(f"error: {' '.join(line.split())}", file=sys.stderr, flush=True)
+    return code

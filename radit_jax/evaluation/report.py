@@ -1,0 +1,59 @@
+"""The page people look at: the table of systems, printed and as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+COLUMNS = ("em", "f1", "recall@1", "recall@5", "recall@10")
+
+
+def table(rows: Sequence[Mapping[str, Any]], *, title: str) -> str:
+    """The rows as text: means in percent with 95 % bootstrap intervals."""
+    grid = Table(title=title, title_justify="left")
+    grid.add_column("system", no_wrap=True)
+    for column in COLUMNS:
+        grid.add_column(column, justify="right", no_wrap=True)
+    grid.add_column("n", justify="right")
+    for row in rows:
+        grid.add_row(row["name"], *(_cell(row["metrics"].get(column)) for column in COLUMNS), str(row["n"]))
+    return _text(grid)
+
+
+def differences(pairs: Mapping[str, Mapping[str, Any]]) -> str:
+    """Paired differences in points, with their intervals."""
+    grid = Table(title="Paired differences (points, 95 % bootstrap interval over questions)", title_justify="left")
+    for column in ("comparison", "metric", "difference"):
+        grid.add_column(column, no_wrap=True)
+    for name, by_metric in pairs.items():
+        for metric, value in by_metric.items():
+            low, high = value["ci95"]
+            grid.add_row(name, metric, f"{100 * value['mean']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]")
+    return _text(grid)
+
+
+def stages(seconds: Mapping[str, float]) -> str:
+    """Wall time of each stage."""
+    grid = Table(title="Wall time", title_justify="left")
+    grid.add_column("stage")
+    grid.add_column("seconds", justify="right")
+    for stage, value in seconds.items():
+        grid.add_row(stage, f"{value:.0f}")
+    return _text(grid)
+
+
+def _cell(value: Mapping[str, Any] | None) -> str:
+    if value is None:
+        return "–"
+    low, high = value["ci95"]
+    return f"{100 * value['mean']:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def _text(grid: Table) -> str:
+    console = Console(width=140, color_system=None)
+    with console.capture() as capture:
+        console.print(grid)
+    return capture.get()

@@ -1,0 +1,278 @@
+"""Eq. 2: p(y | x, C') = Σ_c p_LM(y | c∘x) · p_R(c | x), by `vmap` over the k prompts of a question (paper section 2.1 and SPEC section 5).
+
+`choose` weighs given choices. `generate` is free text: at *sequence* level (the paper's) every prompt decodes on its own and each distinct
+answer gets its Eq. 2 probability under all k prompts; at *token* level the k distributions are mixed at every step.
+
+An answer ends where the LM says so, by eos or a new line: its probability includes that it ends there, so "Paris" and "Paris, France" compare fairly.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from radit_jax.data.instances import InstanceMaker, bucket, pad_rows
+from radit_jax.errors import InputError
+from radit_jax.training.losses import NEGATIVE, token_logprobs
+from radit_jax.types import PyTree
+
+
+def mix_logprobs(logp_KxV: jax.Array, logw_K: jax.Array) -> jax.Array:
+    """log Σ_k w_k p_k: probabilities are averaged, never logits (SPEC trap 7)."""
+    return jax.nn.logsumexp(logp_KxV + logw_K[:, None], axis=0)
+
+
+def passage_logweights(scores_K: np.ndarray, score_scale: float) -> np.ndarray:
+    """log p_R(c | x): log softmax of the scaled scores over the k retrieved passages only."""
+    scaled_K = np.asarray(scores_K, np.float64) * score_scale
+    shifted_K = scaled_K - scaled_K.max()
+    return (shifted_K - np.log(np.exp(shifted_K).sum())).astype(np.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompted:
+    """A question ready for the ensemble: the ids of its k prompts and the log-weights of their passages."""
+
+    id: str
+    prompts: tuple[Sequence[int], ...]
+    logw_K: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """What the ensemble says: `text`, its log-probability by Eq. 2, and what each prompt said on its own (empty at token level)."""
+
+    text: str
+    logprob: float
+    own_texts: tuple[str, ...]
+    own_logprobs: tuple[float, ...]
+
+
+@dataclasses.dataclass
+class Ensemble:
+    """An LM with its tokenizer, answering questions over k prompts each. About `batch_tokens` prompt tokens run at once."""
+
+    lm: nnx.Module
+    maker: InstanceMaker
+    batch_tokens: int = 4096
+    max_new_tokens: int = 16
+
+    def __post_init__(self):
+        self.graphdef, self.params = nnx.split(self.lm)
+        tokenizer = self.maker.tokenizer
+        self.stops_V = jnp.asarray(stop_tokens(tokenizer, self.lm.config.vocab_size))
+
+    def prompted(self, example_id: str, prompt: str, backgrounds: Sequence[str | None], logw_K: np.ndarray) -> Prompted:
+        """One prompt per passage, `Background: {passage}\\n\\n{prompt}`; (None,) and weight 1 is the closed book."""
+        room = self.max_new_tokens
+        ids = tuple(self.maker.prompt_ids(prompt, background, room_for=room, example_id=example_id) for background in backgrounds)
+        return Prompted(example_id, ids, np.asarray(logw_K, np.float32))
+
+    def generate(
+        self, questions: Sequence[Prompted], *, level: Literal["sequence", "token"] = "sequence", advance: Callable[[int], None] = lambda n: None
+    ) -> list[Answer]:
+        """Greedy free-text answers in the order given."""
+        if level not in ("sequence", "token"):
+            raise InputError(f"ensemble level is {level!r}, expected sequence or token")
+        answers: list[Answer | None] = [None] * len(questions)
+        run = self._sequence_level if level == "sequence" else self._token_level
+        for rows, (tokens_BxKxT, lengths_BxK, logw_BxK) in self._batches(questions):
+            for row, answer in zip(rows, run(tokens_BxKxT, lengths_BxK, logw_BxK)):
+                answers[row] = answer
+            advance(len(rows))
+        return answers
+
+    def choose(self, questions: Sequence[Prompted], choices: Sequence[Sequence[Sequence[int]]], *, ends: bool = False) -> list[np.ndarray]:
+        """log p(choice) by Eq. 2 for every choice (token ids) of every question; the best is its argmax. `ends` counts the end as part of the answer."""
+        out: list[np.ndarray | None] = [None] * len(questions)
+        for rows, (tokens_BxKxT, lengths_BxK, logw_BxK) in self._batches(questions):
+            last_BxKxV, cache = prefill(self.graphdef, self.params, tokens_BxKxT, lengths_BxK, 0)
+            listed = [choices[row] for row in rows] + [choices[rows[-1]]] * (len(tokens_BxKxT) - len(rows))
+            logp_BxKxC = self._candidates(listed, last_BxKxV, lengths_BxK, cache, ends)
+            mixed_BxC = jax.nn.logsumexp(logp_BxKxC + logw_BxK[..., None], axis=1)
+            for b, row in enumerate(rows):
+                out[row] = np.asarray(mixed_BxC[b, : len(choices[row])])
+        return out
+
+    def _sequence_level(self, tokens_BxKxT, lengths_BxK, logw_BxK) -> Iterator[Answer]:
+        last_BxKxV, cache = prefill(self.graphdef, self.params, tokens_BxKxT, lengths_BxK, self.max_new_tokens)
+        ids_BxKxS, _ = decode_each(self.graphdef, self.params, last_BxKxV, lengths_BxK, cache, self.stops_V, self.max_new_tokens)
+        found = [self._distinct(ids_KxS) for ids_KxS in np.asarray(ids_BxKxS)]
+        logp_BxKxC = self._candidates([list(texts.values()) for texts, _ in found], last_BxKxV, lengths_BxK, cache, True)
+        mixed_BxC = np.asarray(jax.nn.logsumexp(logp_BxKxC + logw_BxK[..., None], axis=1))
+        logp_BxKxC = np.asarray(logp_BxKxC)
+        for b, (texts, own) in enumerate(found):
+            names = list(texts)
+            best = int(np.argmax(mixed_BxC[b, : len(names)]))
+            own_logprobs = tuple(float(logp_BxKxC[b, k, names.index(text)]) for k, text in enumerate(own))
+            yield Answer(names[best], float(mixed_BxC[b, best]), tuple(own), own_logprobs)
+
+    def _token_level(self, tokens_BxKxT, lengths_BxK, logw_BxK) -> Iterator[Answer]:
+        last_BxKxV, cache = prefill(self.graphdef, self.params, tokens_BxKxT, lengths_BxK, self.max_new_tokens)
+        ids_BxS, logp_B = decode_mixture(
+            self.graphdef, self.params, last_BxKxV, lengths_BxK, cache, logw_BxK, self.stops_V, self.max_new_tokens
+        )
+        for ids_S, logp in zip(np.asarray(ids_BxS), np.asarray(logp_B)):
+            yield Answer(self._text(ids_S)[0], float(logp), (), ())
+
+    def _distinct(self, ids_KxS: np.ndarray) -> tuple[dict[str, list[int]], list[str]]:
+        """{text: ids} of the distinct answers in passage order, and the answer of each passage."""
+        texts, own = {}, []
+        for ids_S in ids_KxS:
+            text, ids = self._text(ids_S)
+            texts.setdefault(text, ids)
+            own.append(text)
+        return texts, own
+
+    def _text(self, ids_S: np.ndarray) -> tuple[str, list[int]]:
+        ids = [int(i) for i in ids_S if i >= 0]
+        return self.maker.tokenizer.decode(ids).split("\n")[0].strip(), ids
+
+    def _candidates(self, listed: Sequence[Sequence[Sequence[int]]], last_BxKxV, lengths_BxK, cache, ends: bool) -> jax.Array:
+        width = bucket(max(len(ids) for choices in listed for ids in choices), smallest=4)
+        count = bucket(max(len(choices) for choices in listed), smallest=2)
+        padded = [pad_rows(list(choices) + [[]] * (count - len(choices)), width, fill=-1)[0] for choices in listed]
+        return score_candidates(
+            self.graphdef, self.params, last_BxKxV, lengths_BxK, cache, jnp.asarray(np.stack(padded)), self.stops_V, ends
+        )
+
+    def _batches(self, questions: Sequence[Prompted]):
+        longest = [max(len(ids) for ids in question.prompts) for question in questions]
+        order = sorted(range(len(questions)), key=lambda i: -longest[i])
+        start = 0
+        while start < len(order):
+            width = bucket(longest[order[start]], smallest=32)
+            size = max(1, self.batch_tokens // (width * len(questions[order[start]].prompts)))
+            rows = order[start : start + size]
+            chosen = [questions[row] for row in rows]
+            filled = chosen + [chosen[-1]] * (size - len(chosen))  # the last batch keeps the shape of the others
+            padded = [pad_rows(question.prompts, width) for question in filled]
+            yield rows, tuple(jnp.asarray(np.stack(part)) for part in (*zip(*padded), [question.logw_K for question in filled]))
+            start += size
+
+
+def stop_tokens(tokenizer, vocab_size: int) -> np.ndarray:
+    """stops_V: True for eos and every token whose text begins with a new line."""
+    stops_V = np.zeros(vocab_size, bool)
+    stops_V[tokenizer.eos_id] = True
+    for i in range(min(tokenizer.vocab_size, vocab_size)):
+        stops_V[i] |= tokenizer.decode([i]).startswith("\n")
+    return stops_V
+
+
+# The device functions. B is the batch of questions, K their prompts; the LM sees one prompt per row and `vmap` runs it over K (axis 1).
+
+
+def _over_k(function: Callable, in_axes, out_axes=1) -> Callable:
+    return jax.vmap(function, in_axes=in_axes, out_axes=out_axes)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 4))
+def prefill(graphdef: nnx.GraphDef, params: PyTree, tokens_BxKxT: jax.Array, lengths_BxK: jax.Array, new_tokens: int):
+    """Reads the k prompts of each question: log-probs of the next token (B, K, V) and the KV caches, with room for `new_tokens`."""
+    lm = nnx.merge(graphdef, params)
+
+    def one(tokens_BxT, lengths_B):
+        hidden_BxTxD, cache = lm.prefill(tokens_BxT, lengths_B, tokens_BxT.shape[1] + new_tokens)
+        last_BxD = jnp.take_along_axis(hidden_BxTxD, (lengths_B - 1)[:, None, None], axis=1)[:, 0]
+        return jax.nn.log_softmax(lm.logits(last_BxD)), cache
+
+    last_KxBxV, cache = _over_k(one, (1, 1), 0)(tokens_BxKxT, lengths_BxK)
+    return jnp.swapaxes(last_KxBxV, 0, 1), cache  # the cache keeps K as its first axis
+
+
+@functools.partial(jax.jit, static_argnums=(0, 6))
+def decode_each(graphdef, params, last_BxKxV, lengths_BxK, cache, stops_V, new_tokens: int):
+    """Greedy decoding of every prompt on its own: (ids_BxKxS with −1 after the end, logp_BxK of the ids and their end)."""
+    lm = nnx.merge(graphdef, params)
+
+    def choose_token(logp_BxKxV):
+        return jnp.argmax(logp_BxKxV, -1).astype(jnp.int32), jnp.max(logp_BxKxV, -1)
+
+    step = _over_k(lm.decode_step, (1, 1, 0), (1, 0))
+    return _decode(step, choose_token, lambda logp: logp, last_BxKxV, lengths_BxK, cache, stops_V, new_tokens)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 7))
+def decode_mixture(graphdef, params, last_BxKxV, lengths_BxK, cache, logw_BxK, stops_V, new_tokens: int):
+    """Eq. 2 at every step: the k next-token distributions are mixed, one token is chosen, all k prompts read it: (ids_BxS, logp_B)."""
+    lm = nnx.merge(graphdef, params)
+    k = lengths_BxK.shape[1]
+
+    def mixed(logp_BxKxV):
+        return jax.vmap(mix_logprobs)(logp_BxKxV, logw_BxK)[:, None]
+
+    def choose_token(logp_Bx1xV):
+        return jnp.argmax(logp_Bx1xV, -1).astype(jnp.int32), jnp.max(logp_Bx1xV, -1)
+
+    inner = _over_k(lm.decode_step, (1, 1, 0), (1, 0))
+
+    def step(token_Bx1, positions_BxK, cache):
+        return inner(jnp.repeat(token_Bx1, k, axis=1), positions_BxK, cache)
+
+    ids_Bx1xS, logp_Bx1 = _decode(step, choose_token, mixed, last_BxKxV, lengths_BxK, cache, stops_V, new_tokens)
+    return ids_Bx1xS[:, 0], logp_Bx1[:, 0]
+
+
+def _decode(step, choose_token, mixed, last_BxKxV, lengths_BxK, cache, stops_V, new_tokens: int):
+    """The loop both levels share; it ends when every row has ended. R rows per question: K (each on its own) or 1 (the mixture)."""
+    token_BxR, logp_BxR = choose_token(mixed(last_BxKxV))
+    ids_BxRxS = jnp.full((*token_BxR.shape, new_tokens), -1, jnp.int32)
+
+    def running(carry):
+        s, _, done_BxR, *_ = carry
+        return (s < new_tokens) & ~jnp.all(done_BxR)
+
+    def body(carry):
+        s, token_BxR, done_BxR, total_BxR, logp_BxR, ids_BxRxS, cache = carry
+        total_BxR = total_BxR + jnp.where(done_BxR, 0.0, logp_BxR)
+        done_BxR = done_BxR | stops_V[token_BxR]
+        ids_BxRxS = ids_BxRxS.at[:, :, s].set(jnp.where(done_BxR, -1, token_BxR))
+        logits_BxKxV, cache = step(token_BxR, lengths_BxK + s, cache)
+        token_BxR, logp_BxR = choose_token(mixed(jax.nn.log_softmax(logits_BxKxV)))
+        return s + 1, token_BxR, done_BxR, total_BxR, logp_BxR, ids_BxRxS, cache
+
+    done_BxR = jnp.zeros(token_BxR.shape, bool)
+    carry = (jnp.int32(0), token_BxR, done_BxR, jnp.zeros_like(logp_BxR), logp_BxR, ids_BxRxS, cache)
+    _, _, _, total_BxR, _, ids_BxRxS, _ = jax.lax.while_loop(running, body, carry)
+    return ids_BxRxS, total_BxR
+
+
+@functools.partial(jax.jit, static_argnums=(0, 7))
+def score_candidates(graphdef, params, last_BxKxV, lengths_BxK, cache, ids_BxCxA, stops_V, ends: bool):
+    """log p_LM(candidate | c∘x), (B, K, C), over the caches of the prompts: the C candidates stand side by side in one row, each its own segment.
+
+    ids are −1 after a candidate's end; with `ends` the probability that the answer ends there is part of it. A candidate without tokens and
+    without `ends` has log-probability 0 and is padding.
+    """
+    lm = nnx.merge(graphdef, params)
+    batch, count, width = ids_BxCxA.shape
+    real_BxCxA = ids_BxCxA >= 0
+    tokens_BxCxA = jnp.maximum(ids_BxCxA, 0)
+    segment_ids_BxCA = jnp.where(real_BxCxA, jnp.arange(1, count + 1)[None, :, None], 0).reshape(batch, -1)
+    length_BxC = jnp.sum(real_BxCxA, -1)
+
+    def one(last_BxV, lengths_B, cache):
+        positions_BxCxA = lengths_B[:, None, None] + jnp.broadcast_to(jnp.arange(width)[None, None], ids_BxCxA.shape)
+        hidden, _, _ = lm.extend(tokens_BxCxA.reshape(batch, -1), positions_BxCxA.reshape(batch, -1), segment_ids_BxCA, cache)
+        logits_BxCxAxV = lm.logits(hidden).reshape(batch, count, width, -1)
+        first_BxC = jnp.take_along_axis(last_BxV, tokens_BxCxA[:, :, 0], axis=-1)
+        rest_BxCxA = token_logprobs(logits_BxCxAxV[:, :, :-1], tokens_BxCxA[:, :, 1:])
+        logp_BxC = jnp.where(length_BxC > 0, first_BxC, 0.0) + jnp.sum(jnp.where(real_BxCxA[:, :, 1:], rest_BxCxA, 0.0), -1)
+        if not ends:
+            return logp_BxC
+        stop_BxV = jnp.where(stops_V[None], last_BxV, NEGATIVE)
+        end_BxCxA = jax.nn.logsumexp(jnp.where(stops_V[None, None, None], jax.nn.log_softmax(logits_BxCxAxV), NEGATIVE), axis=-1)
+        at_end_BxC = jnp.take_along_axis(end_BxCxA, jnp.maximum(length_BxC - 1, 0)[..., None], axis=-1)[..., 0]
+        return logp_BxC + jnp.where(length_BxC > 0, at_end_BxC, jax.nn.logsumexp(stop_BxV, -1)[:, None])
+
+    # `map`, not vmap: the logits of one prompt at a time, for a (K, B, C·A, V) array would be gigabytes.
+    logp_KxBxC = jax.lax.map(lambda args: one(*args), (jnp.swapaxes(last_BxKxV, 0, 1), lengths_BxK.T, cache))
+    return jnp.swapaxes(logp_KxBxC, 0, 1)

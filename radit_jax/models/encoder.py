@@ -1,0 +1,172 @@
+"""The BERT-family text encoder E(text) of the retriever (Eq. 1): DRAGON+, Contriever, MiniLM, E5, BGE.
+
+Post-norm transformer with learned positions, layers stacked and scanned as in the LM. There is no dropout: RA-DIT's retriever is
+trained for one epoch at a small learning rate, and a deterministic encoder is what the stored vectors were made with.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from radit_jax.models.attention import MASKED
+from radit_jax.models.layers import Embed, Linear, contract
+from radit_jax.models.lm import REMAT
+
+POOLINGS = ("cls", "mean")
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderConfig:
+    """The shape of an encoder, and how token states become one vector. Hashable: it is static under jit."""
+
+    vocab_size: int
+    width: int  # also E, the size of the vector
+    layers: int
+    heads: int
+    mlp_width: int
+    max_positions: int = 512  # tokens, specials included
+    position_offset: int = 0  # rows of the position table before the first position (RoBERTa: 2)
+    types: int = 2  # rows of the segment table, of which the first is used
+    norm_eps: float = 1e-12
+    pooling: str = "cls"  # cls: state of the first token | mean: of the unmasked tokens
+    normalize: bool = False  # vectors of length 1
+    dtype: str = "float32"  # compute dtype; norms, softmax, pooling and the vector are float32 in any case
+    param_dtype: str = "float32"
+    remat: str = "none"  # none | full | dots: what the backward pass recomputes
+
+    def __post_init__(self):
+        if self.width % self.heads:
+            raise ValueError(f"width ({self.width}) is not a multiple of heads ({self.heads})")
+        if self.pooling not in POOLINGS:
+            raise ValueError(f"pooling is {self.pooling!r}, expected one of {', '.join(POOLINGS)}")
+        if self.remat not in REMAT:
+            raise ValueError(f"remat is {self.remat!r}, expected one of {', '.join(REMAT)}")
+
+
+class LayerNorm(nnx.Module):
+    """(x - mean) / std * scale + bias over the last axis, computed in float32, returned in `dtype`."""
+
+    def __init__(self, shape: tuple[int, ...], *, eps: float, dtype: str, param_dtype: str):
+        self.eps, self.dtype = eps, dtype
+        self.scale = nnx.Param(jnp.ones(shape, param_dtype))
+        self.bias = nnx.Param(jnp.zeros(shape, param_dtype))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        wide = x.astype(jnp.float32)
+        wide = wide - jnp.mean(wide, axis=-1, keepdims=True)
+        wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
+        scale, bias = (p[...].astype(jnp.float32).reshape((1,) * (x.ndim - 1) + (-1,)) for p in (self.scale, self.bias))
+        return (wide * scale + bias).astype(self.dtype)
+
+
+class Embeddings(nnx.Module):
+    """norm(word + position + type 0)."""
+
+    def __init__(self, config: EncoderConfig, *, rngs: nnx.Rngs):
+        c, kinds = config, {"dtype": config.dtype, "param_dtype": config.param_dtype}
+        self.offset = c.position_offset
+        self.word = Embed((c.vocab_size, c.width), rngs=rngs, **kinds)
+        self.position = Embed((c.max_positions + c.position_offset, c.width), rngs=rngs, **kinds)
+        self.type = Embed((c.types, c.width), rngs=rngs, **kinds)
+        self.norm = LayerNorm((c.width,), eps=c.norm_eps, **kinds)
+
+    def __call__(self, tokens_BxT: jax.Array) -> jax.Array:
+        positions_T = jnp.arange(tokens_BxT.shape[1]) + self.offset
+        place_TxD = self.position(positions_T) + self.type(jnp.zeros_like(positions_T))
+        return self.norm(self.word(tokens_BxT) + place_TxD[None])
+
+
+class Attention(nnx.Module):
+    """Bidirectional multi-head attention over the tokens that `bias` leaves visible."""
+
+    def __init__(self, config: EncoderConfig, *, rngs: nnx.Rngs):
+        c = config
+        self.heads, self.dtype = c.heads, c.dtype
+        square = (c.layers, c.width, c.width)
+        kinds = {"bias": True, "dtype": c.dtype, "param_dtype": c.param_dtype, "rngs": rngs}
+        self.q, self.k, self.v, self.o = (Linear(square, **kinds) for _ in range(4))
+
+    def __call__(self, x_BxTxD: jax.Array, bias_BxS: jax.Array) -> jax.Array:
+        B, T, D = x_BxTxD.shape
+        q, k, v = (linear(x_BxTxD).reshape(B, T, self.heads, D // self.heads) for linear in (self.q, self.k, self.v))
+        scores_BxHxTxS = contract("bthd,bshd->bhts", q, k, self.dtype) * (D // self.heads) ** -0.5
+        weights = jax.nn.softmax(scores_BxHxTxS + bias_BxS[:, None, None], axis=-1)
+        out = contract("bhts,bshd->bthd", weights, v, self.dtype).astype(self.dtype)
+        return self.o(out.reshape(B, T, D))
+
+
+class Mlp(nnx.Module):
+    """down(gelu(up(x))), the exact (erf) gelu."""
+
+    def __init__(self, config: EncoderConfig, *, rngs: nnx.Rngs):
+        c = config
+        kinds = {"bias": True, "dtype": c.dtype, "param_dtype": c.param_dtype, "rngs": rngs}
+        self.up = Linear((c.layers, c.width, c.mlp_width), **kinds)
+        self.down = Linear((c.layers, c.mlp_width, c.width), **kinds)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.down(jax.nn.gelu(self.up(x), approximate=False))
+
+
+class Block(nnx.Module):
+    """One layer: norm(x + attention(x)), then norm(x + mlp(x))."""
+
+    def __init__(self, config: EncoderConfig, *, rngs: nnx.Rngs):
+        c = config
+        kinds = {"eps": c.norm_eps, "dtype": c.dtype, "param_dtype": c.param_dtype}
+        self.attention = Attention(c, rngs=rngs)
+        self.attention_norm = LayerNorm((c.layers, c.width), **kinds)
+        self.mlp = Mlp(c, rngs=rngs)
+        self.mlp_norm = LayerNorm((c.layers, c.width), **kinds)
+
+    def __call__(self, x_BxTxD: jax.Array, bias_BxS: jax.Array) -> jax.Array:
+        with jax.named_scope("attention"):
+            x_BxTxD = self.attention_norm(x_BxTxD + self.attention(x_BxTxD, bias_BxS))
+        with jax.named_scope("mlp"):
+            return self.mlp_norm(x_BxTxD + self.mlp(x_BxTxD))
+
+
+class Encoder(nnx.Module):
+    """Text to vector: tokens_BxT int32, mask_BxT bool (True on real tokens) -> vectors_BxE float32."""
+
+    def __init__(self, config: EncoderConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        self.embed = Embeddings(config, rngs=rngs)
+        self.blocks = Block(config, rngs=rngs)
+
+    def __call__(self, tokens_BxT: jax.Array, mask_BxT: jax.Array) -> jax.Array:
+        hidden_BxTxD = self.hidden(tokens_BxT, mask_BxT).astype(jnp.float32)
+        with jax.named_scope("pool"):
+            vectors_BxE = hidden_BxTxD[:, 0] if self.config.pooling == "cls" else mean_of(hidden_BxTxD, mask_BxT)
+            return unit(vectors_BxE) if self.config.normalize else vectors_BxE
+
+    def hidden(self, tokens_BxT: jax.Array, mask_BxT: jax.Array) -> jax.Array:
+        """States (B, T, D) of the last layer. Rows are padded on the right; ValueError if T is beyond the position table."""
+        if tokens_BxT.shape[1] > self.config.max_positions:
+            raise ValueError(f"{tokens_BxT.shape[1]} tokens, but the encoder has positions for {self.config.max_positions}")
+        bias_BxS = jnp.where(mask_BxT, 0.0, MASKED)
+        graphdef, stacked = nnx.split(self.blocks)
+
+        def layer(x_BxTxD, params):
+            return nnx.merge(graphdef, params)(x_BxTxD, bias_BxS), None
+
+        if self.config.remat != "none":
+            layer = jax.checkpoint(layer, policy=REMAT[self.config.remat], prevent_cse=False)
+        return jax.lax.scan(layer, self.embed(tokens_BxT), stacked)[0]
+
+
+def mean_of(hidden_BxTxD: jax.Array, mask_BxT: jax.Array) -> jax.Array:
+    """Mean over the unmasked tokens; 0 where a row has none."""
+    weights_BxT = mask_BxT.astype(hidden_BxTxD.dtype)
+    total_BxD = jnp.sum(hidden_BxTxD * weights_BxT[..., None], axis=1)
+    return total_BxD / jnp.maximum(jnp.sum(weights_BxT, axis=1), 1.0)[:, None]
+
+
+def unit(vectors_BxE: jax.Array) -> jax.Array:
+    """Vectors divided by their length, which is taken as at least 1e-12 (a zero vector stays zero, with a finite gradient)."""
+    squares_B = jnp.sum(vectors_BxE * vectors_BxE, axis=-1)
+    return vectors_BxE * jax.lax.rsqrt(jnp.maximum(squares_B, 1e-24))[:, None]

@@ -1,0 +1,418 @@
+"""The stages and their artifacts, in order (DESIGN: the flow). A stage that is there already is not done again.
+
+    passages → vectors → index ──┐
+    questions → examples → retrieved → LM scores → tuned query encoder ──┐
+                               └──→ tuned LM ────────────────────────────┴→ rows of the table
+
+Retrieval and LM scores are computed once, with the untuned models, and then only read (paper sections 2.3 and 2.4).
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from ml_collections import ConfigDict
+
+from radit_jax import artifacts, sharding
+from radit_jax.artifacts import Artifact
+from radit_jax.checkpoint import load_params
+from radit_jax.data import corpus, training_sets
+from radit_jax.data.instances import InstanceMaker
+from radit_jax.data.invented import Invented
+from radit_jax.data.prompts import completion_example
+from radit_jax.data.questions import Question
+from radit_jax.data.tokenizer import Tokenizer, load_tokenizer
+from radit_jax.errors import InputError
+from radit_jax.evaluation import evaluate
+from radit_jax.inference.ensemble import Ensemble
+from radit_jax.inference.score import Scorer, score_retrieval
+from radit_jax.logbook import say
+from radit_jax.retrieval import embed, retrieve, search
+from radit_jax.training import tune
+from radit_jax.types import Example
+from radit_jax.weights.encoder import load_encoder
+from radit_jax.weights.hf import resolve
+from radit_jax.weights.lm import load_lm
+
+INVENTED = "invented"
+SCANN_FROM = 20_000  # passages from which index = "auto" builds ScaNN
+EMBED_SHARD = 8_192  # passages between two writes: what a kill can lose
+# Rows of the table: (name, LM tuned?, query encoder tuned?); None: no retrieval.
+ROWS = {
+    "no retrieval": (False, None),
+    "neither tuned": (False, False),
+    "R-ft only": (False, True),
+    "LM-ft only": (True, False),
+    "both": (True, True),
+}
+
+
+class Pipeline:
+    """Every stage of one config in one workdir. Properties and methods make what they need first, or open what is there."""
+
+    def __init__(self, config: ConfigDict, workdir: str | Path):
+        self.config = config
+        self.workdir = Path(workdir)
+        self.mesh = sharding.make_mesh(config.mesh.data, config.mesh.model)
+        self.seconds: dict[str, float] = {}
+        self._loaded: tuple[bool, nnx.Module] | None = None
+        self._claim()
+
+    # -- corpus, vectors, index ---------------------------------------------------------------------------------------------------------
+
+    @functools.cached_property
+    def passages(self) -> Artifact:
+        c = self.config.corpus
+        made_from = {"source": self.inputs["corpus.source"], "max_words": c.max_words}
+
+        def write(folder: Path) -> dict[str, Any]:
+            documents = self._invented.corpus() if self._is_invented else corpus.documents(c.source, c.max_bad_records)
+            return corpus.build_store(documents, folder, max_words=c.max_words)
+
+        return self._stage("passages", made_from, write)
+
+    @functools.cached_property
+    def store(self) -> corpus.PassageStore:
+        return corpus.PassageStore(self.passages.path)
+
+    @functools.cached_property
+    def vectors(self) -> embed.Vectors:
+        return embed.open_vectors(self._vectors_artifact.path, len(self.store))
+
+    @functools.cached_property
+    def _vectors_artifact(self) -> Artifact:
+        c = self.config.retriever
+        made_from = {"passages": self.passages.fingerprint, "encoder": self.inputs["retriever.document_encoder"]}
+        made_from |= {key: c[key] for key in ("pooling", "normalize", "dtype", "max_passage_tokens")}
+
+        def write(folder: Path) -> dict[str, Any]:
+            encoder = self._load_encoder(c.document_encoder, c.dtype)
+            return embed.embed_passages(
+                encode_with(encoder),
+                load_tokenizer(c.document_encoder),
+                self.store,
+                folder,
+                shard_size=EMBED_SHARD,
+                batch_tokens=c.batch_tokens,
+                max_tokens=c.max_passage_tokens,
+            )
+
+        return self._stage("vectors", made_from, write)
+
+    @functools.cached_property
+    def searcher(self) -> search.Searcher:
+        kind = self.config.retriever.index
+        if kind == "auto":
+            kind = "scann" if len(self.store) >= SCANN_FROM else "exact"
+        if kind != "scann":
+            return search.make_searcher(kind, self.vectors, mesh=self.mesh)
+        made_from = {"vectors": self._vectors_artifact.fingerprint}
+        index = self._stage("index", made_from, lambda folder: search.ScannSearcher(self.vectors).save(folder / "scann"))
+        return search.ScannSearcher.load(index.path / "scann", self.vectors)
+
+    # -- questions → examples → passages --------------------------------------------------------------------------------------------------
+
+    @functools.cached_property
+    def train_examples(self) -> list[Example]:
+        """The training questions, with markers drawn per example. Test splits raise (SPEC trap 8)."""
+        c = self.config.train
+        card = training_sets.card_for(c.source)
+        if c.source == INVENTED and c.split != "train":
+            raise InputError(f"train.split is {c.split!r}: only the train split may be trained on")
+        questions = self._questions(c, training_sets.training_questions)
+        return card.training_examples(questions, self.config.seed)
+
+    @functools.cached_property
+    def test_examples(self) -> list[Example]:
+        """The questions of the table."""
+        c = self.config.test
+        return training_sets.card_for(c.source).evaluation_examples(self._questions(c, training_sets.evaluation_questions))
+
+    @functools.cached_property
+    def completion_examples(self) -> list[Example]:
+        """Corpus completion for R-ft (paper section 2.4): passages drawn by the seed, each excluded from its own candidates."""
+        c = self.config.lsr_ft
+        if not c.completion_share:
+            return []
+        order = np.random.default_rng(self.config.seed).permutation(len(self.store))
+        half = c.completion_tokens
+        made = []
+        for row in order:
+            example = completion_example(self.store[int(row)], self.tokenizer, n_prompt=half, n_target=half, min_tokens=c.completion_min_tokens)
+            if example is not None:
+                made.append(example)
+            if len(made) == c.completion_examples:
+                return made
+        raise InputError(
+            f"lsr_ft.completion_examples is {c.completion_examples}, but only {len(made)} passages have {c.completion_min_tokens} tokens or more"
+        )
+
+    def retrieved(self, name: str, examples: Sequence[Example], k: int, tuned: bool = False) -> tuple[Artifact, retrieve.Retrieval]:
+        """The k passages of each example, found once by the untuned or the tuned query encoder."""
+        made_from = {
+            "vectors": self._vectors_artifact.fingerprint,
+            "index": self.config.retriever.index,
+            "queries": digest([(e.id, e.query, e.exclude) for e in examples]),
+            "query_encoder": self.tuned_retriever.fingerprint if tuned else self.inputs["retriever.query_encoder"],
+            "k": k,
+        }
+
+        def write(folder: Path) -> dict[str, Any]:
+            found = retrieve.retrieve(examples, self.embed_queries(tuned), self.searcher, self.store, k)
+            return retrieve.write_retrieval(folder, found)
+
+        artifact = self._stage(f"retrieved-{name}" + ("-tuned" if tuned else ""), made_from, write)
+        return artifact, retrieve.Retrieval(artifact.path, examples, self.store)
+
+    def embed_queries(self, tuned: bool) -> Callable[[list[str]], np.ndarray]:
+        """texts → vectors_NxE by the query encoder, in float32."""
+        c = self.config.retriever
+        encode, tokenizer = encode_with(self.query_encoder(tuned)), load_tokenizer(c.query_encoder)
+        return lambda texts: embed.embed_queries(encode, tokenizer, texts, batch_tokens=c.batch_tokens, max_tokens=c.max_query_tokens)
+
+    # -- scores and training --------------------------------------------------------------------------------------------------------------
+
+    def lm_scores(self, name: str, examples: Sequence[Example]) -> tuple[Artifact, retrieve.Retrieval]:
+        """log p_LM(y | c∘x) by the untuned LM for every example and its k passages, once (paper section 2.4)."""
+        retrieved, retrieval = self.retrieved(name, examples, self.config.retrieval.k)
+        made_from = {
+            "retrieved": retrieved.fingerprint,
+            "prompts": digest([(e.id, e.prompt, e.target) for e in examples]),
+            "lm": self.inputs["lm.checkpoint"],
+            "dtype": self.config.lm.dtype,
+            "max_tokens": self.config.lm.max_tokens,
+        }
+
+        def write(folder: Path) -> dict[str, Any]:
+            scorer = Scorer(self.lm(False), batch_tokens=self.config.scoring.batch_tokens)
+            return score_retrieval(scorer, InstanceMaker(self.tokenizer, self.config.lm.max_tokens), retrieval, folder)
+
+        return self._stage(f"lm_scores-{name}", made_from, write), retrieval
+
+    @functools.cached_property
+    def tuned_lm(self) -> Artifact:
+        """LM-ft (Eq. 3): every example with its k~ passages by the untuned retriever."""
+        c = self.config.lm_ft
+        examples = self.train_examples
+        retrieved, retrieval = self.retrieved("train", examples, self.config.retrieval.k)
+        made_from = {
+            "retrieved": retrieved.fingerprint,
+            "prompts": digest([(e.id, e.prompt, e.target, e.background) for e in examples]),
+            "lm": self.inputs["lm.checkpoint"],
+            "options": {**c.to_dict(), "checkpoint_every": None},
+            "dtype": self.config.lm.dtype,
+            "seed": self.config.seed,
+        }
+
+        def write(folder: Path) -> dict[str, Any]:
+            self._loaded = None  # the copy for answering makes room for the one in training
+            lm = load_lm(self.config.lm.checkpoint, dtype=self.config.lm.dtype, remat=self.config.lm.remat, place=self._placer(sharding.LM_RULES))
+            return tune.lm(lm, self.tokenizer, examples, retrieval, folder, c, mesh=self.mesh, seed=self.config.seed)
+
+        return self._stage("lm_ft", made_from, write)
+
+    @functools.cached_property
+    def tuned_retriever(self) -> Artifact:
+        """R-ft (Eq. 5): the query encoder alone, from the stored LM scores."""
+        c = self.config.lsr_ft
+        scored = {"train": self.lm_scores("train", self.train_examples)}
+        if self.completion_examples:
+            scored["completion"] = self.lm_scores("completion", self.completion_examples)
+        made_from = {
+            "scores": {name: artifact.fingerprint for name, (artifact, _) in scored.items()},
+            "query_encoder": self.inputs["retriever.query_encoder"],
+            "options": {**c.to_dict(), "checkpoint_every": None},
+            "score_scale": self.config.retriever.score_scale,
+            "seed": self.config.seed,
+        }
+
+        def write(folder: Path) -> dict[str, Any]:
+            encoder = self._load_encoder(self.config.retriever.query_encoder, "float32", self._placer(sharding.ENCODER_RULES))
+            return tune.query_encoder(
+                encoder,
+                load_tokenizer(self.config.retriever.query_encoder),
+                {name: (artifact.path, retrieval) for name, (artifact, retrieval) in scored.items()},
+                self.searcher,
+                self.store,
+                folder,
+                c,
+                score_scale=self.config.retriever.score_scale,
+                max_query_tokens=self.config.retriever.max_query_tokens,
+                mesh=self.mesh,
+                seed=self.config.seed,
+            )
+
+        return self._stage("lsr_ft", made_from, write)
+
+    # -- models ---------------------------------------------------------------------------------------------------------------------------
+
+    @functools.cached_property
+    def tokenizer(self) -> Tokenizer:
+        return load_tokenizer(self.config.lm.checkpoint)
+
+    def lm(self, tuned: bool) -> nnx.Module:
+        """The LM for scoring and answering, stored in the compute dtype. One is held at a time."""
+        if self._loaded is None or self._loaded[0] != tuned:
+            self._loaded = None
+            dtype, place = self.config.lm.dtype, self._placer(sharding.LM_RULES)
+            lm = load_lm(self.config.lm.checkpoint, dtype=dtype, param_dtype=dtype, place=place)
+            if tuned:
+                nnx.update(lm, load_params(self.tuned_lm.path / tune.PARAMS, nnx.state(lm)))
+            self._loaded = (tuned, lm)
+        return self._loaded[1]
+
+    def query_encoder(self, tuned: bool) -> nnx.Module:
+        encoder = self._load_encoder(self.config.retriever.query_encoder, "float32", self._placer(sharding.ENCODER_RULES))
+        if tuned:
+            nnx.update(encoder, load_params(self.tuned_retriever.path / tune.PARAMS, nnx.state(encoder)))
+        return encoder
+
+    def ensemble(self, tuned: bool) -> Ensemble:
+        c = self.config.evaluate
+        maker = InstanceMaker(self.tokenizer, self.config.lm.max_tokens)
+        return Ensemble(self.lm(tuned), maker, batch_tokens=c.batch_tokens, max_new_tokens=c.max_new_tokens)
+
+    def _load_encoder(self, name: str, dtype: str, place: Callable | None = None) -> nnx.Module:
+        c = self.config.retriever
+        if c.normalize not in ("auto", "yes", "no"):
+            raise InputError(f"retriever.normalize is {c.normalize!r}, expected auto, yes or no")
+        normalize = {"auto": None, "yes": True, "no": False}[c.normalize]
+        chosen = {"place": place} if place else {}
+        return load_encoder(name, pooling=c.pooling or None, normalize=normalize, dtype=dtype, **chosen)
+
+    # -- the table ------------------------------------------------------------------------------------------------------------------------
+
+    def row(self, name: str) -> Artifact:
+        """One row of the table: `row.json`, `per_question.json`, `answers.json`."""
+        lm_tuned, retriever_tuned = ROWS[name]
+        c = self.config.evaluate
+        k = max(c.k, min(10, self.config.retrieval.k))  # recall@10 is reported whatever the ensemble's k
+        found = None if retriever_tuned is None else self.retrieved("test", self.test_examples, k, tuned=retriever_tuned)
+        made_from = {
+            "name": name,
+            "lm": self.tuned_lm.fingerprint if lm_tuned else self.inputs["lm.checkpoint"],
+            "dtype": self.config.lm.dtype,
+            "retrieved": found[0].fingerprint if found else None,
+            "score_scale": self.config.retriever.score_scale,
+            "questions": digest([(e.id, e.prompt, e.answers) for e in self.test_examples]),
+            "options": c.to_dict(),
+            "max_tokens": self.config.lm.max_tokens,
+        }
+
+        def write(folder: Path) -> dict[str, Any]:
+            options = evaluate.EvaluateOptions(k=c.k, level=c.level, score_scale=self.config.retriever.score_scale)
+            retrieved = None if found is None else list(found[1])
+            answers, facts = evaluate.answer_all(name, self.ensemble(lm_tuned), self.test_examples, retrieved, options)
+            evaluate.write_row(folder, name, self.test_examples, answers, retrieved)
+            return facts
+
+        return self._stage(f"row-{name.replace(' ', '_')}", made_from, write)
+
+    # -- shared ---------------------------------------------------------------------------------------------------------------------------
+
+    def _stage(self, name: str, made_from: Mapping[str, Any], write: Callable[[Path], Mapping[str, Any] | None]) -> Artifact:
+        """Makes or opens an artifact, says which, and keeps the wall time it took to make."""
+
+        def timed(folder: Path) -> dict[str, Any]:
+            say(f"{name}: making {folder.with_suffix('').name}")
+            began = time.monotonic()
+            facts = dict(write(folder) or {})
+            return {**facts, "seconds": round(time.monotonic() - began, 1)}
+
+        artifact = artifacts.make(self.workdir, name, made_from, timed)
+        if name not in self.seconds:
+            shown = ", ".join(f"{key} {value}" for key, value in artifact.facts.items() if isinstance(value, (int, float, str)))
+            say(f"{name}: {'already there, skipped' if artifact.reused else 'done'} ({shown})")
+        self.seconds[name] = artifact.facts["seconds"]
+        return artifact
+
+    def _questions(self, c: ConfigDict, load: Callable[..., list[Question]]) -> list[Question]:
+        if c.source == INVENTED:
+            if not self._is_invented:
+                raise InputError(f"questions from {INVENTED!r} need the corpus {INVENTED}:passages=N,seed=S, found {self.config.corpus.source}")
+            return list(self._invented.questions(c.split, c.limit or self._invented.count(c.split)))
+        return load(
+            training_sets.card_for(c.source), split=c.split or None, limit=c.limit or None, max_bad_records=self.config.corpus.max_bad_records
+        )
+
+    @property
+    def _is_invented(self) -> bool:
+        return self.config.corpus.source.partition(":")[0] == INVENTED
+
+    @functools.cached_property
+    def _invented(self) -> Invented:
+        """The encyclopedia of `invented:passages=N,seed=S`."""
+        source = self.config.corpus.source
+        try:
+            fields = dict(part.split("=") for part in source.partition(":")[2].split(",") if part)
+            return Invented(**{key: int(value) for key, value in fields.items()})
+        except (ValueError, TypeError) as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(f"corpus.source is {source!r}, expected invented:passages=N,seed=S") from None
+
+    def _placer(self, rules) -> Callable[[str, np.ndarray], jax.Array]:
+        """Puts a parameter on the mesh as it is read."""
+
+        def place(path: str, array: np.ndarray) -> jax.Array:
+            spec = sharding.spec_of(path, array.shape, rules, self.mesh)
+            return jax.device_put(array, jax.sharding.NamedSharding(self.mesh, spec))
+
+        return place
+
+    def _claim(self) -> None:
+        """A workdir belongs to one set of inputs: other files, corpora or checkpoints under the same workdir are an error that names them."""
+        c = self.config
+        named = {
+            "corpus.source": c.corpus.source,
+            "train.source": c.train.source,
+            "lm.checkpoint": c.lm.checkpoint,
+            "retriever.query_encoder": c.retriever.query_encoder,
+            "retriever.document_encoder": c.retriever.document_encoder,
+        }
+        self.inputs = {field: _identity(source, is_data=field.endswith(".source")) for field, source in named.items()}
+        path = self.workdir / "inputs.json"
+        before = json.loads(path.read_text()) if path.exists() else self.inputs
+        changed = [f"{field} was {before.get(field)}, now {value}" for field, value in self.inputs.items() if before.get(field) != value]
+        if changed:
+            raise InputError(f"{self.workdir} was made with other inputs ({'; '.join(changed)}): choose another --workdir")
+        self.workdir.mkdir(parents=True, exist_ok=True)
+        artifacts.write_json(path, self.inputs)
+        artifacts.write_json(self.workdir / "config.json", c.to_dict())
+
+
+def stored_config(workdir: str | Path, default: ConfigDict) -> ConfigDict:
+    """The config that made this workdir, or the default where there is none yet."""
+    path = Path(workdir) / "config.json"
+    return ConfigDict(json.loads(path.read_text())).lock() if path.exists() else default
+
+
+def encode_with(encoder: nnx.Module) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    """The encoder as a jitted function (tokens_BxT, mask_BxT) → vectors_BxE."""
+    graphdef, params = nnx.split(encoder)
+    run = jax.jit(lambda params, tokens_BxT, mask_BxT: nnx.merge(graphdef, params)(tokens_BxT, mask_BxT))
+    return lambda tokens_BxT, mask_BxT: run(params, tokens_BxT, mask_BxT)
+
+
+def _identity(source: str, *, is_data: bool) -> str:
+    """What a corpus, question set or checkpoint is, whatever its path: names of generated and catalogued data, content of files."""
+    if not is_data:
+        return artifacts.identity(resolve(source))
+    if source.partition(":")[0] in (INVENTED, "tfds") or source in training_sets.CARDS:
+        return source
+    if not Path(source).exists():
+        raise InputError(f"{source}: no such file or folder")
+    return artifacts.identity(Path(source))
+
+
+def digest(value: Any) -> str:
+    """A short hash of plain data, for fingerprints."""
+    return artifacts.fingerprint({"value": value})

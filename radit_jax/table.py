@@ -1,0 +1,44 @@
+"""The table RA-DIT ends with: rows of systems, paired differences between them, wall time of every stage."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from radit_jax import artifacts
+from radit_jax.evaluation import metrics, report
+from radit_jax.pipeline import ROWS, Pipeline
+
+# What the table claims: (after, before, metric).
+CLAIMS = (
+    ("R-ft only", "neither tuned", "recall@1"),
+    ("R-ft only", "neither tuned", "em"),
+    ("LM-ft only", "neither tuned", "em"),
+    ("both", "LM-ft only", "em"),
+    ("both", "neither tuned", "em"),
+)
+
+
+def make(pipeline: Pipeline, names: Sequence[str] = tuple(ROWS)) -> dict[str, Any]:
+    """Makes (or opens) the rows and returns the table as data; it is also written to `workdir/table.json`."""
+    folders = {name: pipeline.row(name).path for name in names}
+    rows = [json.loads((folder / "row.json").read_text()) for folder in folders.values()]
+    per_question = {name: json.loads((folder / "per_question.json").read_text()) for name, folder in folders.items()}
+    differences: dict[str, dict[str, Any]] = {}
+    for after, before, metric in CLAIMS:
+        if after in folders and before in folders:
+            difference = metrics.paired_difference(per_question[after][metric], per_question[before][metric])
+            differences.setdefault(f"{after} − {before}", {})[metric] = difference
+    value = {"rows": rows, "differences": differences, "seconds": pipeline.seconds, "config": pipeline.config.to_dict()}
+    artifacts.write_json(pipeline.workdir / "table.json", value)
+    return value
+
+
+def text(value: dict[str, Any]) -> str:
+    """The table as people read it."""
+    title = f"RA-DIT on {value['config']['corpus']['source'].split('/')[-1]} (means in percent, 95 % bootstrap intervals)"
+    parts = [report.table(value["rows"], title=title)]
+    if value["differences"]:
+        parts.append(report.differences(value["differences"]))
+    return "\n".join([*parts, report.stages(value["seconds"])])

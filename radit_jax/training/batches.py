@@ -1,0 +1,149 @@
+"""What the two trainings read, as Grain data sets whose iterator state goes into the checkpoint: examples with passages in, batches out."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import grain
+import jax
+import numpy as np
+
+from radit_jax.data import mixture, packing
+from radit_jax.data.instances import InstanceMaker
+from radit_jax.errors import InputError
+from radit_jax.types import Example, LmBatch, LsrBatch, Retrieved
+
+OWN_TEXT = -1  # in place of a passage number: the example's own background
+
+
+class PassageInstances:
+    """LM-ft instances as a random-access source: each of an example's first k~ passages its own instance (Eq. 3).
+
+    An example with a text of its own gets one instance with that text as background, before those of its passages (paper: the retrieval rule).
+    """
+
+    def __init__(self, retrieved: Sequence[Retrieved], examples: Sequence[Example], maker: InstanceMaker, *, passages: int, output_slots: int):
+        self.retrieved, self.maker, self.output_slots = retrieved, maker, output_slots
+        own = [(i, OWN_TEXT) for i, example in enumerate(examples) if example.background is not None]
+        found = [(i, j) for i, example in enumerate(examples) if example.retrieve for j in range(passages)]
+        self.pairs = np.asarray(sorted(own + found), np.int32).reshape(-1, 2)
+        self.ids = [example.id for example in examples]
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, n: int) -> dict[str, np.ndarray]:
+        i, j = (int(x) for x in self.pairs[int(n)])
+        member = self.retrieved[i]
+        example = member.example
+        background = example.background if j == OWN_TEXT else member.passages[j].content
+        instance = self.maker.instance(example.id, example.prompt, background, example.target, close=True)
+        return packing.features(instance, int(n), self.maker.max_tokens, self.output_slots)
+
+    def describe(self, numbers: np.ndarray) -> str:
+        """The example ids of a batch, for messages."""
+        return ", ".join(sorted({self.ids[self.pairs[int(n), 0]] for n in numbers})[:8])
+
+
+class Batches:
+    """A Grain iterator whose batches are mapped on the way out; its state is the Grain iterator's (JSON)."""
+
+    def __init__(self, dataset: grain.IterDataset, finish: Callable[[Any], Any]):
+        self._iterator, self._finish = iter(dataset), finish
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        return self._finish(next(self._iterator))
+
+    def get_state(self) -> dict[str, Any]:
+        return self._iterator.get_state()
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        self._iterator.set_state(state)
+
+
+def lm_batches(source: PassageInstances, *, rows: int, accumulate: int, seed: int) -> Batches:
+    """Endless packed batches for lm_step, leaves (accumulate, rows, …), with the instance numbers in each."""
+    if not len(source):
+        raise InputError("LM-ft has no training examples")
+    instances = mixture.mix([grain.MapDataset.source(source)], [1.0], seed=seed)
+    packed = packing.pack(
+        instances, row_length=source.maker.max_tokens, output_slots=source.output_slots, rows=rows * accumulate, seed=seed
+    )
+
+    def finish(item: tuple[LmBatch, np.ndarray]) -> tuple[LmBatch, np.ndarray]:
+        batch, numbers = item
+        return jax.tree.map(lambda leaf: leaf.reshape(accumulate, rows, *leaf.shape[1:]), batch), numbers
+
+    return Batches(packed, finish)
+
+
+@dataclasses.dataclass(frozen=True)
+class LsrSource:
+    """R-ft examples as a random-access source: retrieved passages and LM scores are joined by example and passage id, never by position."""
+
+    retrieved: Sequence[Retrieved]
+    scores: Mapping[str, tuple[Sequence[str], np.ndarray, int]]  # inference.score.read_scores
+    vectors: Any  # retrieval.embed.Vectors: rows → (N, E)
+    query_tokens: np.ndarray  # (N, T) int32
+    query_mask: np.ndarray  # (N, T) bool
+    score_scale: float
+
+    def __len__(self) -> int:
+        return len(self.retrieved)
+
+    def __getitem__(self, n: int) -> dict[str, np.ndarray]:
+        member = self.retrieved[int(n)]
+        logp_K, length = align(member, self.scores)
+        return {
+            "query_tokens": self.query_tokens[int(n)],
+            "query_mask": self.query_mask[int(n)],
+            "passages": np.asarray(self.vectors[member.rows_K], np.float32),
+            "lm_logp": logp_K,
+            "target_length": np.int32(length),
+            "base_logits": (member.scores_K * self.score_scale).astype(np.float32),
+            "number": np.int32(n),
+        }
+
+    def describe(self, numbers: np.ndarray) -> str:
+        return ", ".join(self.retrieved[int(n)].example.id for n in numbers[:8])
+
+
+def align(member: Retrieved, scores: Mapping[str, tuple[Sequence[str], np.ndarray, int]]) -> tuple[np.ndarray, int]:
+    """LM scores of an example in the order of its retrieved passages (SPEC trap 6). InputError where a score is missing."""
+    try:
+        passage_ids, logp_K, length = scores[member.example.id]
+        by_id = dict(zip(passage_ids, logp_K))
+        return np.asarray([by_id[passage.id] for passage in member.passages], np.float32), length
+    except KeyError as error:
+        raise InputError(f"no LM score for {error} of example {member.example.id}: the scores were made from another retrieval") from None
+
+
+def lsr_batches(sources: Mapping[str, LsrSource], *, shares: Mapping[str, float], batch: int, seed: int) -> Batches:
+    """Endless batches for lsr_step from a mixture of sources, with the example numbers in each."""
+    names = [name for name in sources if shares[name] > 0]
+    mixed = mixture.mix([grain.MapDataset.source(sources[name]) for name in names], [shares[name] for name in names], seed=seed)
+    dataset = mixed.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=64)).batch(batch, drop_remainder=True)
+
+    def finish(item: Mapping[str, np.ndarray]) -> tuple[LsrBatch, np.ndarray]:
+        return lsr_batch(item), item["number"]
+
+    return Batches(dataset, finish)
+
+
+def lsr_batch(item: Mapping[str, np.ndarray]) -> LsrBatch:
+    """Stacked elements of an LsrSource → LsrBatch; every candidate and every row is real."""
+    return LsrBatch(
+        query_tokens_BxT=item["query_tokens"],
+        query_mask_BxT=item["query_mask"],
+        passages_BxKxE=item["passages"],
+        candidates_BxK=np.ones(item["lm_logp"].shape, bool),
+        lm_logp_BxK=item["lm_logp"],
+        target_lengths_B=item["target_length"],
+        base_logits_BxK=item["base_logits"],
+        weights_B=np.ones(len(item["lm_logp"]), np.float32),
+    )

@@ -1,0 +1,181 @@
+"""The two trainings of RA-DIT, assembled: examples with passages and scores in, tuned parameters in a folder out."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from radit_jax import artifacts, sharding
+from radit_jax.checkpoint import save_params
+from radit_jax.data.corpus import PassageStore
+from radit_jax.data.instances import InstanceMaker
+from radit_jax.data.tokenizer import Tokenizer
+from radit_jax.errors import InputError
+from radit_jax.evaluation import metrics
+from radit_jax.inference.score import read_scores
+from radit_jax.logbook import say
+from radit_jax.retrieval import embed
+from radit_jax.retrieval.search import Searcher
+from radit_jax.training import batches, loop, steps
+from radit_jax.training.losses import LsrOptions
+from radit_jax.training.optim import OptimizerOptions, make_optimizer
+from radit_jax.types import Example, PyTree, Retrieved
+
+PARAMS = "params"  # folder of the tuned parameters inside the artifact
+BEST = "best"  # folder of the best parameters so far, while R-ft runs
+VALIDATION_K = 10  # passages over which MRR is taken
+VALIDATION_TOKENS = 8192  # of one embedding call
+
+
+def lm(
+    model: nnx.Module, tokenizer: Tokenizer, examples: Sequence[Example], retrieval: Sequence[Retrieved], folder: Path, c: ConfigDict, *, mesh: Mesh, seed: int
+) -> dict[str, Any]:
+    """LM-ft (paper section 2.2, Eq. 3): trains all weights on packed rows and writes them to `folder`/params. Returns the facts."""
+    maker = InstanceMaker(tokenizer, c.row_length)
+    source = batches.PassageInstances(retrieval, examples, maker, passages=c.passages, output_slots=c.output_slots)
+    data = batches.lm_batches(source, rows=c.rows, accumulate=c.accumulate, seed=seed)
+    graphdef, params = nnx.split(model)
+    tx = make_optimizer(OptimizerOptions(**c.optimizer.to_dict()), c.steps)
+    state, step = _compiled(steps.lm_step, graphdef, tx, params, mesh, sharding.LM_RULES)
+    state, facts = loop.run(
+        "lm_ft", step, state, data, folder, _loop_options(c, c.steps), place=loop.placer(mesh, micro_axis=True), describe=source.describe
+    )
+    save_params(folder / PARAMS, state.params)
+    shutil.rmtree(folder / "checkpoints")
+    return {**facts, "steps": c.steps, "instances": len(source), "truncated": maker.truncations.count}
+
+
+def query_encoder(
+    model: nnx.Module,
+    tokenizer: Tokenizer,
+    scored: Mapping[str, tuple[Path, Sequence[Retrieved]]],
+    searcher: Searcher,
+    store: PassageStore,
+    folder: Path,
+    c: ConfigDict,
+    *,
+    score_scale: float,
+    max_query_tokens: int,
+    mesh: Mesh,
+    seed: int,
+) -> dict[str, Any]:
+    """R-ft (paper section 2.3, Eqs. 4 and 5): trains the query encoder from stored scores; the best by MRR on held-out questions goes to `folder`/params.
+
+    `scored` names the sources: "train" (questions, of which a share is held out) and, in a mixture, "completion".
+    """
+    held_out, train_members = _split(scored["train"][1], c.validation, seed)
+    members = {"train": train_members, **{name: list(retrieval) for name, (_, retrieval) in scored.items() if name != "train"}}
+    sources = {
+        name: _lsr_source(chosen, read_scores(scored[name][0]), searcher, tokenizer, score_scale, max_query_tokens) for name, chosen in members.items()
+    }
+    shares = {"train": 1.0} if len(sources) == 1 else {"train": 1.0 - c.completion_share, "completion": c.completion_share}
+    # An epoch is one pass over the questions; the mixture draws the completions beside them.
+    total = max(1, round(c.epochs * len(members["train"]) / shares["train"] / c.batch))
+    data = batches.lsr_batches(sources, shares=shares, batch=c.batch, seed=seed)
+    options = LsrOptions(score=c.score, tau=c.tau, direction=c.direction, anchor=c.anchor, score_scale=score_scale)
+    graphdef, params = nnx.split(model)
+    tx = make_optimizer(OptimizerOptions(**c.optimizer.to_dict()), total)
+    state, step = _compiled(steps.lsr_step, graphdef, tx, params, mesh, sharding.ENCODER_RULES, options=options)
+    validate = _Validation(graphdef, tokenizer, held_out, searcher, store, max_query_tokens, folder)
+    if held_out:
+        say("lsr_ft: untuned " + " ".join(f"{key} {value:.4f}" for key, value in validate.measure(state.params).items()))
+    state, facts = loop.run(
+        "lsr_ft",
+        step,
+        state,
+        data,
+        folder,
+        _loop_options(c, total, evaluate_every=c.validate_every if held_out else 0),
+        place=loop.placer(mesh, micro_axis=False),
+        evaluate=validate,
+        describe=lambda numbers: sources["train"].describe(numbers) if len(sources) == 1 else str(numbers[:8]),
+    )
+    if held_out:
+        (folder / BEST).replace(folder / PARAMS)
+        facts |= {f"best_{key}": value for key, value in validate.best().items()}
+    else:
+        save_params(folder / PARAMS, state.params)
+    shutil.rmtree(folder / "checkpoints")
+    return {**facts, "steps": total, "questions": len(members["train"]), "held_out": len(held_out)}
+
+
+class _Validation:
+    """MRR and recall@1 ("the passage holds an answer") on held-out questions; keeps the best parameters on disk."""
+
+    def __init__(
+        self,
+        graphdef: nnx.GraphDef,
+        tokenizer: Tokenizer,
+        held_out: Sequence[Retrieved],
+        searcher: Searcher,
+        store: PassageStore,
+        max_tokens: int,
+        folder: Path,
+    ):
+        self.examples = [member.example for member in held_out]
+        self.tokenizer, self.searcher, self.max_tokens, self.folder = tokenizer, searcher, max_tokens, folder
+        self.encode = jax.jit(lambda params, tokens_BxT, mask_BxT: nnx.merge(graphdef, params)(tokens_BxT, mask_BxT))
+        self.store = store
+
+    def __call__(self, params: PyTree, step: int) -> dict[str, float]:
+        found = self.measure(params)
+        if found["mrr"] > self.best().get("mrr", -1.0):
+            save_params(self.folder / BEST, params)
+            artifacts.write_json(self.folder / "best.json", {**found, "step": step})
+        return {f"validation_{key}": value for key, value in found.items()}
+
+    def best(self) -> dict[str, float]:
+        path = self.folder / "best.json"
+        return json.loads(path.read_text()) if path.exists() else {}
+
+    def measure(self, params: PyTree) -> dict[str, float]:
+        """The metrics of these parameters; nothing is kept."""
+        queries_NxE = embed.embed_queries(
+            lambda tokens_BxT, mask_BxT: self.encode(params, tokens_BxT, mask_BxT),
+            self.tokenizer,
+            [example.query for example in self.examples],
+            batch_tokens=VALIDATION_TOKENS,
+            max_tokens=self.max_tokens,
+        )
+        rows_NxK, _ = self.searcher.search(queries_NxE, min(VALIDATION_K, len(self.store)))
+        hits = [
+            metrics.first_hit([passage.content for passage in self.store.read(rows_K)], example.answers)
+            for example, rows_K in zip(self.examples, rows_NxK)
+        ]
+        found = [metrics.retrieval_metrics(hit, ks=(1,)) for hit in hits]
+        return {key: float(np.mean([row[key] for row in found])) for key in found[0]}
+
+
+def _split(retrieval: Sequence[Retrieved], share: float, seed: int) -> tuple[list[Retrieved], list[Retrieved]]:
+    """(held out, trained on): a random share of the questions that have answers to look for."""
+    members = [member for member in retrieval if member.example.retrieve]
+    order = np.random.default_rng(seed).permutation(len(members))
+    count = int(share * len(members))
+    if len(members) - count < 1:
+        raise InputError(f"R-ft has no training questions ({len(members)} questions, {count} held out for validation)")
+    return [members[i] for i in order[:count]], [members[i] for i in order[count:]]
+
+
+def _lsr_source(members, scores, searcher: Searcher, tokenizer: Tokenizer, score_scale: float, max_query_tokens: int) -> batches.LsrSource:
+    tokens, mask = tokenizer.encode_with_specials([member.example.query for member in members], max_query_tokens)
+    return batches.LsrSource(members, scores, searcher.vectors, tokens, mask, score_scale)
+
+
+def _compiled(step: Callable, graphdef, tx, params: PyTree, mesh: Mesh, rules, **static) -> tuple[Any, steps.Step]:
+    """The state born sharded, and the compiled step."""
+    abstract = jax.eval_shape(lambda params: steps.init_state(params, tx), params)
+    state = jax.jit(lambda params: steps.init_state(params, tx), out_shardings=sharding.shardings(abstract, rules, mesh), donate_argnums=0)(params)
+    return state, steps.compile_step(step, graphdef, tx, state, mesh, rules, **static)
+
+
+def _loop_options(c: ConfigDict, total: int, evaluate_every: int = 0) -> loop.LoopOptions:
+    return loop.LoopOptions(steps=total, checkpoint_every=c.checkpoint_every, log_every=c.log_every, evaluate_every=evaluate_every)

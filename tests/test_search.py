@@ -1,0 +1,181 @@
+"""Exact search is what numpy finds, on every mesh; ScaNN nearly so, with exact scores."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from radit_jax.errors import InputError
+from radit_jax.retrieval import search
+from radit_jax.retrieval.embed import Vectors, open_vectors
+from radit_jax.retrieval.search import ExactSearcher, ScannSearcher, ScannSettings, make_searcher
+from radit_jax.sharding import make_mesh
+
+MESHES = [(1, 1), (4, 1), (2, 2)]
+
+
+@pytest.fixture(scope="module")
+def small():
+    """Small whole numbers: float32 sums are exact and most scores are tied."""
+    rng = np.random.default_rng(0)
+    return rng.integers(-2, 3, (103, 8)).astype(np.float32), rng.integers(-2, 3, (7, 8)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def topical():
+    """12,000 unit vectors around 300 topics, topics around 20 fields, and 256 questions between passages of one topic."""
+    rng = np.random.default_rng(0)
+    fields = rng.normal(size=(20, 64))
+    topics = fields[rng.integers(20, size=300)] + 0.7 * rng.normal(size=(300, 64))
+    vectors = topics[rng.integers(300, size=12_000)] + 0.7 * rng.normal(size=(12_000, 64))
+    queries = vectors[rng.integers(12_000, size=256)] + 0.4 * rng.normal(size=(256, 64))
+    vectors, queries = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (vectors, queries))
+    return vectors.astype(np.float32), queries.astype(np.float32)
+
+
+def numpy_top_k(vectors, queries, k):
+    scores = queries @ vectors.T
+    rows = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    return rows, np.take_along_axis(scores, rows, axis=1)
+
+
+def recall(found, wanted):
+    return np.mean([len(set(a) & set(b)) / len(b) for a, b in zip(found.tolist(), wanted.tolist())])
+
+
+@pytest.mark.parametrize("shape", MESHES)
+@pytest.mark.parametrize("k", [1, 10, 103])
+def test_exact_is_numpy_with_ties_by_row_on_every_mesh(small, shape, k):
+    vectors, queries = small
+    # 103 rows divide neither by four devices nor into blocks of nine; the shard boundary lies inside a block.
+    searcher = ExactSearcher(Vectors([vectors[:50], vectors[50:]]), make_mesh(*shape), block=9)
+    rows, scores = searcher.search(queries, k)
+    wanted_rows, wanted_scores = numpy_top_k(vectors, queries, k)
+    np.testing.assert_array_equal(rows, wanted_rows)
+    np.testing.assert_array_equal(scores, wanted_scores)
+    assert (rows.dtype, scores.dtype) == (np.int64, np.float32)
+
+
+def test_exact_never_finds_its_own_padding():
+    vectors = -np.ones((5, 2), np.float32)  # every real score is below the 0 of a padding row
+    rows, scores = ExactSearcher(Vectors([vectors]), make_mesh(4, 1)).search(np.ones((1, 2), np.float32), 5)
+    np.testing.assert_array_equal(rows, [[0, 1, 2, 3, 4]])
+    np.testing.assert_array_equal(scores, [[-2] * 5])
+
+
+def test_exact_with_fewer_rows_than_devices():
+    rows, _ = ExactSearcher(Vectors([np.eye(3, dtype=np.float32)]), make_mesh(4, 1)).search(np.eye(3, dtype=np.float32), 2)
+    np.testing.assert_array_equal(rows, [[0, 1], [1, 0], [2, 0]])
+
+
+def test_exact_on_more_queries_than_one_group(topical):
+    vectors, queries = topical
+    many = np.concatenate([queries, queries[:45]])
+    rows, _ = ExactSearcher(Vectors([vectors])).search(many, 10)
+    assert recall(rows, numpy_top_k(vectors, many, 10)[0]) == 1.0
+
+
+def test_scann_recall_and_exact_scores(topical):
+    vectors, queries = topical
+    searcher = ScannSearcher(Vectors([vectors]))
+    assert searcher.settings.leaves > 0  # not brute force
+    rows, scores = searcher.search(queries, 10)
+    assert recall(rows, numpy_top_k(vectors, queries, 10)[0]) >= 0.99
+    wanted = np.take_along_axis(queries.astype(np.float64) @ vectors.T.astype(np.float64), rows, axis=1)
+    np.testing.assert_allclose(scores, wanted, atol=1e-6)
+    assert (np.diff(scores, axis=1) <= 0).all()
+
+
+@pytest.mark.parametrize("length", [0.05, 20.0])
+def test_scann_recall_does_not_hang_on_unit_vectors(topical, length):
+    """DRAGON+ does not normalise. Few candidates are reordered and no leaf is left out, so that the codes decide."""
+    vectors, queries = topical
+    chosen = ScannSettings.for_corpus(len(vectors), 64)
+    settings = dataclasses.replace(chosen, reorder=15, reorder_per_k=1, leaves_searched=chosen.leaves)
+    wanted, _ = numpy_top_k(vectors, queries, 10)
+    unit, scaled = (ScannSearcher(Vectors([size * vectors]), settings).search(queries, 10)[0] for size in (np.float32(1), np.float32(length)))
+    assert recall(scaled, wanted) == pytest.approx(recall(unit, wanted), abs=0.025)
+
+
+def test_scann_fills_k_when_the_searched_leaves_do_not(topical):
+    vectors, queries = topical
+    settings = dataclasses.replace(ScannSettings.for_corpus(len(vectors), 64), leaves_searched=1, reorder=10, reorder_per_k=1)
+    rows, _ = ScannSearcher(Vectors([vectors]), settings).search(queries[:8], 2000)
+    assert all(len(set(found)) == 2000 for found in rows.tolist())
+
+
+def test_scann_small_corpus_is_exact(topical):
+    vectors, queries = topical
+    vectors = vectors[:500]
+    searcher = ScannSearcher(Vectors([vectors]))
+    assert searcher.settings.leaves == 0
+    np.testing.assert_array_equal(searcher.search(queries, 10)[0], numpy_top_k(vectors, queries, 10)[0])
+
+
+@pytest.mark.parametrize("count", [500, 12_000])
+def test_scann_moved_and_loaded_finds_the_same(topical, tmp_path, count):
+    vectors, queries = Vectors([topical[0][:count]]), topical[1]
+    made = ScannSearcher(vectors)
+    made.save(tmp_path / "index.partial")
+    (tmp_path / "index.partial").rename(tmp_path / "index")
+    loaded = ScannSearcher.load(tmp_path / "index", vectors)
+    assert loaded.settings == made.settings
+    for mine, its in zip(made.search(queries, 10), loaded.search(queries, 10)):
+        np.testing.assert_array_equal(mine, its)
+    assert not list((tmp_path / "index").glob("*.pkl"))
+
+
+def test_scann_load_refuses_other_vectors_and_pickles(topical, tmp_path):
+    vectors = topical[0][:500]
+    ScannSearcher(Vectors([vectors])).save(tmp_path)
+    with pytest.raises(InputError, match="500 vectors of dimension 64, the vectors given are 500 of dimension 32"):
+        ScannSearcher.load(tmp_path, Vectors([vectors[:, :32]]))
+    (tmp_path / "scann_docids.pkl").write_bytes(b"")
+    with pytest.raises(InputError, match="pickle"):
+        ScannSearcher.load(tmp_path, Vectors([vectors]))
+    with pytest.raises(InputError, match="no ScaNN index"):
+        ScannSearcher.load(tmp_path / "nowhere", Vectors([vectors]))
+
+
+@pytest.mark.parametrize("kind", ["exact", "scann"])
+def test_bad_input_is_named(small, kind):
+    vectors, queries = small
+    searcher = make_searcher(kind, Vectors([vectors]))
+    with pytest.raises(InputError, match=r"k = 104 .* 1 to 103"):
+        searcher.search(queries, 104)
+    with pytest.raises(InputError, match="k = 0"):
+        searcher.search(queries, 0)
+    with pytest.raises(InputError, match="dimension 6, the index has 8"):
+        searcher.search(queries[:, :6], 3)
+    with pytest.raises(InputError, match="query vector 2 is not finite"):
+        searcher.search(np.where(np.arange(7)[:, None] == 2, np.nan, queries), 3)
+    with pytest.raises(InputError, match="no query vectors"):
+        searcher.search(queries[:0], 3)
+
+
+def test_unknown_searcher_is_named(small):
+    with pytest.raises(InputError, match="'faiss', expected 'exact' or 'scann'"):
+        make_searcher("faiss", Vectors([small[0]]))
+
+
+def test_settings_grow_slower_than_the_corpus():
+    sizes = [20_000, 200_000, 2_000_000, 37_000_000]
+    shares = [(s := ScannSettings.for_corpus(n, 768)).leaves_searched / s.leaves for n in sizes]
+    assert shares == sorted(shares, reverse=True)
+    assert ScannSettings.for_corpus(37_000_000, 768).dims_per_block * 256 >= 768
+    assert ScannSettings.for_corpus(search.BRUTE_FORCE_BELOW - 1, 64).leaves == 0
+
+
+@pytest.mark.skipif("RADIT_NQ_VECTORS" not in os.environ, reason="set RADIT_NQ_VECTORS to what tests/make_nq_vectors.py wrote (minutes)")
+def test_scann_recall_on_nq_wiki():
+    folder = Path(os.environ["RADIT_NQ_VECTORS"])
+    vectors, queries = open_vectors(folder / "vectors"), np.load(folder / "questions.npy")
+    assert (len(vectors) > 28_000, len(queries)) == (True, 2107)
+    wanted, _ = ExactSearcher(vectors).search(queries, 10)
+    found, _ = ScannSearcher(vectors).search(queries, 10)
+    assert recall(found[:374], wanted[:374]) >= 0.99  # dev
+    assert recall(found, wanted) >= 0.99
