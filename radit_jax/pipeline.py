@@ -207,7 +207,7 @@ class Pipeline:
             "retrieved": retrieved.fingerprint,
             "prompts": digest([(e.id, e.prompt, e.target, e.background) for e in examples]),
             "lm": self.inputs["lm.checkpoint"],
-            "options": {**c.to_dict(), "checkpoint_every": None},
+            "options": _that_matter(c),
             "dtype": self.config.lm.dtype,
             "seed": self.config.seed,
         }
@@ -229,7 +229,7 @@ class Pipeline:
         made_from = {
             "scores": {name: artifact.fingerprint for name, (artifact, _) in scored.items()},
             "query_encoder": self.inputs["retriever.query_encoder"],
-            "options": {**c.to_dict(), "checkpoint_every": None},
+            "options": _that_matter(c),
             "score_scale": self.config.retriever.score_scale,
             "seed": self.config.seed,
         }
@@ -411,6 +411,11 @@ def _identity(source: str, *, is_data: bool) -> str:
     if not Path(source).exists():
         raise InputError(f"{source}: no such file or folder")
     return artifacts.identity(Path(source))
+
+
+def _that_matter(c: ConfigDict) -> dict[str, Any]:
+    """The fields of a training config that change its result."""
+    return {key: value for key, value in c.to_dict().items() if key not in ("checkpoint_every", "log_every")}
 
 
 def digest(value: Any) -> str:

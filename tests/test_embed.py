@@ -44,7 +44,7 @@ def encode(encoder):
 def store(tmp_path_factory):
     """60 passages of 3 to 58 words, so that some are longer than MAX_TOKENS."""
     rng = np.random.default_rng(0)
-    vocabulary = ["river", "stone", "old", "bridge", "of", "the", "north", "was", "built", "when", "king", "Ostrevik", "found", "silver"]
+    vocabulary = ["river", "stone", "old", "bridge", "of", "the", "north", "was", "built", "when", "king", "mouth", "found", "silver"]
     texts = [" ".join(rng.choice(vocabulary, size=3 + i * 37 % 56)) for i in range(60)]
     folder = tmp_path_factory.mktemp("store")
     build_store([Passage(f"p{i}", f"Title {i}", text) for i, text in enumerate(texts)], folder, max_words=100)

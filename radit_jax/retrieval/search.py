@@ -224,7 +224,7 @@ def _checked(query_BxE: np.ndarray, k: int, vectors: Vectors) -> np.ndarray:
     if not len(query_BxE):
         raise InputError("no query vectors to search for")
     if query_BxE.ndim != 2 or query_BxE.shape[1] != vectors.dim:
-        raise InputError(f"query vectors have dimension {query_BxE.shape[-1]}, the index has {vectors.dim}: was it made by another encoder?")
+        raise InputError(f"query vectors have dimension {query_BxE.shape[-1]}, the index has {vectors.dim} (another encoder's?)")
     if not 1 <= k <= len(vectors):
         raise InputError(f"k = {k} passages asked, expected 1 to {len(vectors):,} (the passages of the corpus)")
     if not np.isfinite(query_BxE).all():
