@@ -1,6 +1,6 @@
 """Corpus → passages → vectors → index; with --query, searches it.
 
-    python launch/prepare.py --config=configs/radit.py --workdir=runs/demo --query "who built it" --k 10 --json
+python launch/prepare.py --config=configs/radit.py --workdir=runs/demo --query "who built it" --k 10 --json
 """
 
 import json
@@ -28,7 +28,11 @@ def main(arguments: list[str]) -> None:
         {"id": passage.id, "title": passage.title, "text": passage.text, "score": float(score)}
         for passage, score in zip(pipeline.store.read(rows_BxK[0]), scores_BxK[0])
     ]
-    print(json.dumps({"query": QUERY.value, "passages": found}) if JSON.value else "\n".join(f"{p['score']:.3f}  {p['id']}  {p['title']}. {p['text']}" for p in found))
+    print(
+        json.dumps({"query": QUERY.value, "passages": found})
+        if JSON.value
+        else "\n".join(f"{p['score']:.3f}  {p['id']}  {p['title']}. {p['text']}" for p in found)
+    )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Trains what the config asks for: LM-ft, R-ft, or all of RA-DIT with its table.
 
-    python launch/train.py --config=configs/radit.py --workdir=runs/demo [--config.lm_ft.steps=60]
+python launch/train.py --config=configs/radit.py --workdir=runs/demo [--config.lm_ft.steps=60]
 """
 
 from radit_jax import command

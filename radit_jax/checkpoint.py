@@ -21,7 +21,10 @@ class Checkpoints:
     def __init__(self, folder: Path, *, keep: int = 2):
         policies = ocp.training.preservation_policies
         self._checkpointer = ocp.training.Checkpointer(
-            Path(folder).absolute(), preservation_policy=policies.LatestN(keep), save_decision_policy=_Always(), cleanup_tmp_directories=True
+            Path(folder).absolute(),
+            preservation_policy=policies.LatestN(keep),
+            save_decision_policy=_Always(),
+            cleanup_tmp_directories=True,
         )
 
     @property

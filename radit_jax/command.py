@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 import sys
@@ -18,11 +17,11 @@ from radit_jax.errors import InputError, TrainingDiverged
 FAILED, BAD_INPUT = 1, 2
 ROOT = Path(sys.argv[0]).resolve().parents[1]  # of the checkout: launch scripts lie one folder down
 DEFAULT_CONFIG = "configs/radit.py"
+sys.path.insert(0, str(ROOT))  # config files say `from configs import common`
 
 
 def config_flag() -> Any:
     """--config=FILE[:variant] with --config.field=value overrides, and --workdir. `.value` of what is returned is the config."""
-    sys.path.insert(0, str(ROOT))  # config files say `from configs import common`
     flags.DEFINE_string("workdir", None, "Where artifacts go; default: config.workdir.")
     # No default here: it would be read, with its overrides, before errors can be told in one line.
     return config_flags.DEFINE_config_file("config", None, "A file with get_config(variant).", lock_config=True)
@@ -71,28 +70,12 @@ def no_more(arguments: list[str]) -> None:
 
 
 def _usage(error: Exception) -> str:
-    """One line for a wrong flag or config field, with near misses among the fields there are."""
-    text = " ".join(str(error).split())
-    wrong = re.search(r"config\.([\w.]+)", " ".join(sys.argv[1:])) if isinstance(error, (AttributeError, KeyError)) else None
-    holder = flags.FLAGS["config"].value if "config" in flags.FLAGS else None
-    if holder is None:
-        return text
-    known = _fields(holder)
-    for argument in sys.argv[1:]:
-        field = re.match(r"--?config\.([\w.]+)", argument)
-        if field and field.group(1) not in known:
-            near = difflib.get_close_matches(field.group(1), known, n=3, cutoff=0.5)
-            return f"config has no field {field.group(1)!r}; near misses: {', '.join(near) or 'none'}"
-    return text if wrong is None else f"config.{wrong.group(1)}: {text}"
-
-
-def _fields(config: Any, prefix: str = "") -> list[str]:
-    names = []
-    for key, value in config.items():
-        names.append(prefix + key)
-        if hasattr(value, "items"):
-            names += _fields(value, f"{prefix}{key}.")
-    return names
+    """One line for a wrong flag or config field; ml_collections' own messages name near misses of a field."""
+    message = str(error)
+    if "Traceback" in message:  # a config file that raised: its last line is the reason
+        message = message.strip().splitlines()[-1].partition(": ")[2]
+    text = " ".join(message.split()).strip("'\"").replace("\\n", " ").replace("\\'", "'")
+    return f"config has no field {text}" if isinstance(error, (AttributeError, KeyError)) else text
 
 
 def _fail(line: str, code: int) -> int:

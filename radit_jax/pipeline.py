@@ -146,13 +146,16 @@ class Pipeline:
         half = c.completion_tokens
         made = []
         for row in order:
-            example = completion_example(self.store[int(row)], self.tokenizer, n_prompt=half, n_target=half, min_tokens=c.completion_min_tokens)
+            example = completion_example(
+                self.store[int(row)], self.tokenizer, n_prompt=half, n_target=half, min_tokens=c.completion_min_tokens
+            )
             if example is not None:
                 made.append(example)
             if len(made) == c.completion_examples:
                 return made
         raise InputError(
-            f"lsr_ft.completion_examples is {c.completion_examples}, but only {len(made)} passages have {c.completion_min_tokens} tokens or more"
+            f"lsr_ft.completion_examples is {c.completion_examples}, but only {len(made)} passages have "
+            f"{c.completion_min_tokens} tokens or more"
         )
 
     def retrieved(self, name: str, examples: Sequence[Example], k: int, tuned: bool = False) -> tuple[Artifact, retrieve.Retrieval]:
@@ -214,7 +217,9 @@ class Pipeline:
 
         def write(folder: Path) -> dict[str, Any]:
             self._loaded = None  # the copy for answering makes room for the one in training
-            lm = load_lm(self.config.lm.checkpoint, dtype=self.config.lm.dtype, remat=self.config.lm.remat, place=self._placer(sharding.LM_RULES))
+            lm = load_lm(
+                self.config.lm.checkpoint, dtype=self.config.lm.dtype, remat=self.config.lm.remat, place=self._placer(sharding.LM_RULES)
+            )
             return tune.lm(lm, self.tokenizer, examples, retrieval, folder, c, mesh=self.mesh, seed=self.config.seed)
 
         return self._stage("lm_ft", made_from, write)
@@ -258,14 +263,16 @@ class Pipeline:
     def tokenizer(self) -> Tokenizer:
         return load_tokenizer(self.config.lm.checkpoint)
 
-    def lm(self, tuned: bool) -> nnx.Module:
-        """The LM for scoring and answering, stored in the compute dtype. One is held at a time."""
-        if self._loaded is None or self._loaded[0] != tuned:
+    def lm(self, tuned: bool, *, full_precision: bool = False) -> nnx.Module:
+        """The LM for scoring and answering, stored in the compute dtype (in float32 for export). One is held at a time."""
+        if full_precision or self._loaded is None or self._loaded[0] != tuned:
             self._loaded = None
-            dtype, place = self.config.lm.dtype, self._placer(sharding.LM_RULES)
-            lm = load_lm(self.config.lm.checkpoint, dtype=dtype, param_dtype=dtype, place=place)
+            dtype = "float32" if full_precision else self.config.lm.dtype
             if tuned:
-                nnx.update(lm, load_params(self.tuned_lm.path / tune.PARAMS, nnx.state(lm)))
+                tuned_params = self.tuned_lm.path / tune.PARAMS  # trained first, so that no two LMs are in memory
+            lm = load_lm(self.config.lm.checkpoint, dtype=dtype, param_dtype=dtype, place=self._placer(sharding.LM_RULES))
+            if tuned:
+                nnx.update(lm, load_params(tuned_params, nnx.state(lm)))
             self._loaded = (tuned, lm)
         return self._loaded[1]
 
@@ -274,6 +281,9 @@ class Pipeline:
         if tuned:
             nnx.update(encoder, load_params(self.tuned_retriever.path / tune.PARAMS, nnx.state(encoder)))
         return encoder
+
+    def document_encoder(self) -> nnx.Module:
+        return self._load_encoder(self.config.retriever.document_encoder, "float32", self._placer(sharding.ENCODER_RULES))
 
     def ensemble(self, tuned: bool) -> Ensemble:
         c = self.config.evaluate
@@ -287,6 +297,10 @@ class Pipeline:
         normalize = {"auto": None, "yes": True, "no": False}[c.normalize]
         chosen = {"place": place} if place else {}
         return load_encoder(name, pooling=c.pooling or None, normalize=normalize, dtype=dtype, **chosen)
+
+    def has(self, stage: str) -> bool:
+        """Whether this workdir holds the whole artifact of a stage, of any settings."""
+        return any((folder / artifacts.MANIFEST).exists() for folder in self.workdir.glob(f"{stage}-*") if folder.suffix != ".partial")
 
     # -- the table ------------------------------------------------------------------------------------------------------------------------
 
@@ -337,10 +351,15 @@ class Pipeline:
     def _questions(self, c: ConfigDict, load: Callable[..., list[Question]]) -> list[Question]:
         if c.source == INVENTED:
             if not self._is_invented:
-                raise InputError(f"questions from {INVENTED!r} need the corpus {INVENTED}:passages=N,seed=S, found {self.config.corpus.source}")
+                raise InputError(
+                    f"questions from {INVENTED!r} need the corpus {INVENTED}:passages=N,seed=S, found {self.config.corpus.source}"
+                )
             return list(self._invented.questions(c.split, c.limit or self._invented.count(c.split)))
         return load(
-            training_sets.card_for(c.source), split=c.split or None, limit=c.limit or None, max_bad_records=self.config.corpus.max_bad_records
+            training_sets.card_for(c.source),
+            split=c.split or None,
+            limit=c.limit or None,
+            max_bad_records=self.config.corpus.max_bad_records,
         )
 
     @property
@@ -369,7 +388,7 @@ class Pipeline:
         return place
 
     def _claim(self) -> None:
-        """A workdir belongs to one set of inputs: other files, corpora or checkpoints under the same workdir are an error that names them."""
+        """A workdir belongs to one set of inputs: another corpus, question file or checkpoint is an error that names it."""
         c = self.config
         named = {
             "corpus.source": c.corpus.source,

@@ -51,13 +51,11 @@ def make_mesh(data: int = -1, model: int = 1) -> Mesh:
         data = devices // model
     if data * model > devices or data < 1 or model < 1:
         raise InputError(f"mesh {data}×{model} needs {data * model} devices, there are {devices}")
-    return jax.make_mesh(
-        (data, model), (DATA, MODEL), axis_types=(AxisType.Auto, AxisType.Auto), devices=jax.devices()[: data * model]
-    )
+    return jax.make_mesh((data, model), (DATA, MODEL), axis_types=(AxisType.Auto, AxisType.Auto), devices=jax.devices()[: data * model])
 
 
 def spec_of(path: str, shape: Sequence[int], rules: Sequence[tuple[str, P]], mesh: Mesh) -> P:
-    """The spec of one parameter: unmatched or of a lower rank than its rule raises; an axis that does not divide a dimension is left whole."""
+    """The spec of one parameter. Unmatched, or of a lower rank than its rule: raises. A dimension that an axis does not divide stays whole."""
     for pattern, spec in rules:
         if re.fullmatch(pattern, path):
             if len(spec) > len(shape):
@@ -67,8 +65,10 @@ def spec_of(path: str, shape: Sequence[int], rules: Sequence[tuple[str, P]], mes
 
 
 def shardings(tree: PyTree, rules: Sequence[tuple[str, P]], mesh: Mesh) -> PyTree:
-    """NamedShardings for a tree of (abstract) arrays. Optimizer states hold parameter trees, so a rule is found by the path's longest matching tail;
-    scalars are replicated."""
+    """NamedShardings for a tree of (abstract) arrays.
+
+    Optimizer states hold parameter trees, so a rule is found by the longest matching tail of a path; scalars are replicated.
+    """
 
     def place(path, leaf):
         if not np.shape(leaf):
@@ -79,7 +79,7 @@ def shardings(tree: PyTree, rules: Sequence[tuple[str, P]], mesh: Mesh) -> PyTre
 
 
 def path_name(path) -> str:
-    """"blocks/attention/q/kernel" of a key path; NNX's trailing `value` key is dropped."""
+    """ "blocks/attention/q/kernel" of a key path; NNX's trailing `value` key is dropped."""
     keys = [str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path]
     return "/".join(key for key in keys if key not in ("value", ".value"))
 

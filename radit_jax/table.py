@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from radit_jax import artifacts
+from radit_jax.errors import InputError
 from radit_jax.evaluation import metrics, report
 from radit_jax.pipeline import ROWS, Pipeline
 
@@ -33,6 +34,16 @@ def make(pipeline: Pipeline, names: Sequence[str] = tuple(ROWS)) -> dict[str, An
     value = {"rows": rows, "differences": differences, "seconds": pipeline.seconds, "config": pipeline.config.to_dict()}
     artifacts.write_json(pipeline.workdir / "table.json", value)
     return value
+
+
+def chosen(pipeline: Pipeline, names: Sequence[str] | None) -> list[str]:
+    """The rows asked for, else those whose models the workdir holds."""
+    if names is not None:
+        if unknown := [name for name in names if name not in ROWS]:
+            raise InputError(f"--rows names {unknown[0]!r}, expected some of {', '.join(ROWS)}")
+        return list(names)
+    has_lm, has_retriever = pipeline.has("lm_ft"), pipeline.has("lsr_ft")
+    return [name for name, (lm, retriever) in ROWS.items() if (has_lm or not lm) and (has_retriever or not retriever)]
 
 
 def text(value: dict[str, Any]) -> str:

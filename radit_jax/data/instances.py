@@ -56,7 +56,10 @@ class InstanceMaker:
         keep = len(background_ids)
         while len(ids) > room:
             if keep == 0:
-                raise InputError(f"{example_id or 'a prompt'}: {len(ids)} prompt tokens and {room_for} target tokens do not fit a row of {self.max_tokens}, even without a passage")
+                raise InputError(
+                    f"{example_id or 'a prompt'}: {len(ids)} prompt tokens and {room_for} target tokens do not fit a row of "
+                    f"{self.max_tokens}, even without a passage"
+                )
             keep = max(0, keep - (len(ids) - room))
             ids = self._prompt(prompt, self.tokenizer.decode(background_ids[:keep]).rstrip("\ufffd"))
         return ids
@@ -93,7 +96,7 @@ def pad_rows(rows: Sequence[Iterable[int]], length: int, fill: int = 0) -> tuple
 
 
 def bucket(length: int, smallest: int = 16) -> int:
-    """The padded length of a row: powers of two and their halves between (16, 24, 32, 48, 64, …), so compiles are few and padding below a third."""
+    """The padded length of a row: 16, 24, 32, 48, 64, 96 … so that compiles are few and padding is below a third."""
     size = smallest
     while size < length:
         size = size * 3 // 2 if size & (size - 1) == 0 else size * 4 // 3

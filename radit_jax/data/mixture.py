@@ -10,7 +10,7 @@ from radit_jax.errors import InputError
 
 
 def shares(sizes: Mapping[str, int], *, fixed: Mapping[str, float] | None = None, cap: int = 7_500) -> dict[str, float]:
-    """Share of draws of each set: `fixed` ones as given, the others divide the rest in proportion to min(size, cap) (η = 7,500 in the paper)."""
+    """Share of draws of each set: `fixed` as given, the others divide the rest in proportion to min(size, cap); the paper's η is 7,500."""
     fixed = dict(fixed or {})
     if unknown := set(fixed) - set(sizes):
         raise InputError(f"mixture names {', '.join(sorted(unknown))}, expected one of {', '.join(sizes)}")

@@ -1,6 +1,7 @@
 """Instances packed to the row length (paper section 2.2 and appendix): several per row, each attending only within itself.
 
-Grain does the packing (best fit into a few open rows, iterator state for checkpoints); this file says what is packed and how a packed row becomes an LmBatch.
+Grain packs (best fit into a few open rows, iterator state for checkpoints); this file says what is packed and how a packed row becomes
+an LmBatch.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ def features(instance: Instance, index: int, row_length: int, output_slots: int)
     outputs = length - start
     if not (0 < start and 0 < outputs <= output_slots and length <= row_length):
         raise InputError(
-            f"{instance.id}: {start} prompt and {outputs} output tokens do not fit a row of {row_length} tokens with {output_slots} output slots"
+            f"{instance.id}: {start} prompt and {outputs} output tokens do not fit a row of {row_length} tokens "
+            f"with {output_slots} output slots"
         )
     return {
         "tokens": instance.tokens_T.astype(np.int32),

@@ -3,7 +3,8 @@
 `choose` weighs given choices. `generate` is free text: at *sequence* level (the paper's) every prompt decodes on its own and each distinct
 answer gets its Eq. 2 probability under all k prompts; at *token* level the k distributions are mixed at every step.
 
-An answer ends where the LM says so, by eos or a new line: its probability includes that it ends there, so "Paris" and "Paris, France" compare fairly.
+An answer ends where the LM says so, by eos or a new line. Its probability includes that end, so that "Paris" and "Paris, France" compare
+fairly.
 """
 
 from __future__ import annotations
@@ -76,7 +77,11 @@ class Ensemble:
         return Prompted(example_id, ids, np.asarray(logw_K, np.float32))
 
     def generate(
-        self, questions: Sequence[Prompted], *, level: Literal["sequence", "token"] = "sequence", advance: Callable[[int], None] = lambda n: None
+        self,
+        questions: Sequence[Prompted],
+        *,
+        level: Literal["sequence", "token"] = "sequence",
+        advance: Callable[[int], None] = lambda n: None,
     ) -> list[Answer]:
         """Greedy free-text answers in the order given."""
         if level not in ("sequence", "token"):
@@ -90,7 +95,10 @@ class Ensemble:
         return answers
 
     def choose(self, questions: Sequence[Prompted], choices: Sequence[Sequence[Sequence[int]]], *, ends: bool = False) -> list[np.ndarray]:
-        """log p(choice) by Eq. 2 for every choice (token ids) of every question; the best is its argmax. `ends` counts the end as part of the answer."""
+        """log p(choice) by Eq. 2 for every choice (token ids) of every question: the best is the argmax.
+
+        `ends` counts the end of the answer as part of it.
+        """
         out: list[np.ndarray | None] = [None] * len(questions)
         for rows, (tokens_BxKxT, lengths_BxK, logw_BxK) in self._batches(questions):
             last_BxKxV, cache = prefill(self.graphdef, self.params, tokens_BxKxT, lengths_BxK, 0)
@@ -247,7 +255,9 @@ def _decode(step, choose_token, mixed, last_BxKxV, lengths_BxK, cache, stops_V, 
 
 @functools.partial(jax.jit, static_argnums=(0, 7))
 def score_candidates(graphdef, params, last_BxKxV, lengths_BxK, cache, ids_BxCxA, stops_V, ends: bool):
-    """log p_LM(candidate | c∘x), (B, K, C), over the caches of the prompts: the C candidates stand side by side in one row, each its own segment.
+    """log p_LM(candidate | c∘x), (B, K, C), over the caches of the prompts.
+
+    The C candidates stand side by side in one row, each its own segment.
 
     ids are −1 after a candidate's end; with `ends` the probability that the answer ends there is part of it. A candidate without tokens and
     without `ends` has log-probability 0 and is padding.

@@ -127,7 +127,10 @@ def read_scores(folder: Path) -> dict[str, tuple[list[str], np.ndarray, int]]:
     if not shards:
         raise InputError(f"{folder}: no LM scores here")
     for shard in shards:
-        part = {name: np.load(shard.with_name(shard.name.replace("logp", name))) for name in ("example_ids", "passage_ids", "target_lengths", "logp")}
+        part = {
+            name: np.load(shard.with_name(shard.name.replace("logp", name)))
+            for name in ("example_ids", "passage_ids", "target_lengths", "logp")
+        }
         for row, example_id in enumerate(part["example_ids"]):
             found[str(example_id)] = (part["passage_ids"][row].tolist(), part["logp"][row], int(part["target_lengths"][row]))
     return found

@@ -21,10 +21,12 @@ OWN_TEXT = -1  # in place of a passage number: the example's own background
 class PassageInstances:
     """LM-ft instances as a random-access source: each of an example's first k~ passages its own instance (Eq. 3).
 
-    An example with a text of its own gets one instance with that text as background, before those of its passages (paper: the retrieval rule).
+    An example with a text of its own gets one instance with that text as background, before those of its passages (SPEC section 3).
     """
 
-    def __init__(self, retrieved: Sequence[Retrieved], examples: Sequence[Example], maker: InstanceMaker, *, passages: int, output_slots: int):
+    def __init__(
+        self, retrieved: Sequence[Retrieved], examples: Sequence[Example], maker: InstanceMaker, *, passages: int, output_slots: int
+    ):
         self.retrieved, self.maker, self.output_slots = retrieved, maker, output_slots
         own = [(i, OWN_TEXT) for i, example in enumerate(examples) if example.background is not None]
         found = [(i, j) for i, example in enumerate(examples) if example.retrieve for j in range(passages)]

@@ -79,7 +79,9 @@ def run(
 class Meter:
     """Reads metrics one step late, stops on a loss that is not finite, logs a line every `log_every` steps."""
 
-    def __init__(self, name: str, book: Logbook, options: LoopOptions, last_good: Callable[[], int | None], describe: Callable[[np.ndarray], str]):
+    def __init__(
+        self, name: str, book: Logbook, options: LoopOptions, last_good: Callable[[], int | None], describe: Callable[[np.ndarray], str]
+    ):
         self.name, self.book, self.options, self.last_good, self.describe = name, book, options, last_good, describe
         self.pending: tuple[int, Any, np.ndarray] | None = None
         self.last: dict[str, float] = {}
@@ -99,7 +101,8 @@ class Meter:
         if not all(math.isfinite(values[key]) for key in ("loss", "grad_norm")):
             good = self.last_good()
             raise TrainingDiverged(
-                f"{self.name}: loss {values['loss']} (gradient norm {values['grad_norm']}) at step {step} on examples {self.describe(numbers)}; "
+                f"{self.name}: loss {values['loss']} (gradient norm {values['grad_norm']}) at step {step} "
+                f"on examples {self.describe(numbers)}; "
                 f"last good checkpoint: {'none' if good is None else f'step {good}'}"
             )
         self.last = values

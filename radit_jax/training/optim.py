@@ -53,4 +53,6 @@ def make_optimizer(options: OptimizerOptions, steps: int) -> optax.GradientTrans
 
 
 def _is_matrix(params: PyTree) -> PyTree:
-    return jax.tree_util.tree_map_with_path(lambda path, _: any(name in jax.tree_util.keystr(path) for name in ("kernel", "embedding")), params)
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: any(name in jax.tree_util.keystr(path) for name in ("kernel", "embedding")), params
+    )

@@ -1,4 +1,7 @@
-"""`lm_step` (LM-ft, Eq. 3) and `lsr_step` (R-ft, Eqs. 4 and 5): pure functions of (graphdef, tx, state, batch), and the one place that compiles them."""
+"""`lm_step` (LM-ft, Eq. 3) and `lsr_step` (R-ft, Eqs. 4 and 5), and the one place that compiles them.
+
+Both are pure functions (graphdef, tx, state, batch) → (state, metrics).
+"""
 
 from __future__ import annotations
 
@@ -49,7 +52,7 @@ def lm_step(graphdef: nnx.GraphDef, tx: optax.GradientTransformation, state: Tra
 def lsr_step(
     graphdef: nnx.GraphDef, tx: optax.GradientTransformation, state: TrainState, batch: LsrBatch, *, options: losses.LsrOptions
 ) -> tuple[TrainState, Metrics]:
-    """One update of the query encoder (Eq. 5). `state.params` holds the query encoder alone: E_d enters as the vectors of the batch and is frozen."""
+    """One update of the query encoder (Eq. 5). `state.params` holds it alone: E_d enters as the vectors of the batch and is frozen."""
 
     def loss_fn(params: PyTree) -> tuple[jax.Array, Metrics]:
         encoder = nnx.merge(graphdef, params)
@@ -82,7 +85,9 @@ def lsr_objective(queries_BxE: jax.Array, batch: LsrBatch, options: losses.LsrOp
     }
 
 
-def compile_step(step: Callable, graphdef: nnx.GraphDef, tx: optax.GradientTransformation, state: TrainState, mesh: Mesh, rules, **static) -> Step:
+def compile_step(
+    step: Callable, graphdef: nnx.GraphDef, tx: optax.GradientTransformation, state: TrainState, mesh: Mesh, rules, **static
+) -> Step:
     """The only training jit.
 
     In and out shardings: parameters and optimizer state by the rule table, batch rows over "data", metrics replicated. The state is donated

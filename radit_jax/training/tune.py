@@ -37,7 +37,15 @@ VALIDATION_TOKENS = 8192  # of one embedding call
 
 
 def lm(
-    model: nnx.Module, tokenizer: Tokenizer, examples: Sequence[Example], retrieval: Sequence[Retrieved], folder: Path, c: ConfigDict, *, mesh: Mesh, seed: int
+    model: nnx.Module,
+    tokenizer: Tokenizer,
+    examples: Sequence[Example],
+    retrieval: Sequence[Retrieved],
+    folder: Path,
+    c: ConfigDict,
+    *,
+    mesh: Mesh,
+    seed: int,
 ) -> dict[str, Any]:
     """LM-ft (paper section 2.2, Eq. 3): trains all weights on packed rows and writes them to `folder`/params. Returns the facts."""
     maker = InstanceMaker(tokenizer, c.row_length)
@@ -68,14 +76,17 @@ def query_encoder(
     mesh: Mesh,
     seed: int,
 ) -> dict[str, Any]:
-    """R-ft (paper section 2.3, Eqs. 4 and 5): trains the query encoder from stored scores; the best by MRR on held-out questions goes to `folder`/params.
+    """R-ft (paper section 2.3, Eqs. 4 and 5): trains the query encoder from stored scores and writes the best of it to `folder`/params.
+
+    The best is the one of highest MRR on the held-out questions.
 
     `scored` names the sources: "train" (questions, of which a share is held out) and, in a mixture, "completion".
     """
     held_out, train_members = _split(scored["train"][1], c.validation, seed)
     members = {"train": train_members, **{name: list(retrieval) for name, (_, retrieval) in scored.items() if name != "train"}}
     sources = {
-        name: _lsr_source(chosen, read_scores(scored[name][0]), searcher, tokenizer, score_scale, max_query_tokens) for name, chosen in members.items()
+        name: _lsr_source(chosen, read_scores(scored[name][0]), searcher, tokenizer, score_scale, max_query_tokens)
+        for name, chosen in members.items()
     }
     shares = {"train": 1.0} if len(sources) == 1 else {"train": 1.0 - c.completion_share, "completion": c.completion_share}
     # An epoch is one pass over the questions; the mixture draws the completions beside them.
@@ -173,7 +184,9 @@ def _lsr_source(members, scores, searcher: Searcher, tokenizer: Tokenizer, score
 def _compiled(step: Callable, graphdef, tx, params: PyTree, mesh: Mesh, rules, **static) -> tuple[Any, steps.Step]:
     """The state born sharded, and the compiled step."""
     abstract = jax.eval_shape(lambda params: steps.init_state(params, tx), params)
-    state = jax.jit(lambda params: steps.init_state(params, tx), out_shardings=sharding.shardings(abstract, rules, mesh), donate_argnums=0)(params)
+    state = jax.jit(lambda params: steps.init_state(params, tx), out_shardings=sharding.shardings(abstract, rules, mesh), donate_argnums=0)(
+        params
+    )
     return state, steps.compile_step(step, graphdef, tx, state, mesh, rules, **static)
 
 

