@@ -55,7 +55,7 @@ def make_mesh(data: int = -1, model: int = 1) -> Mesh:
 
 
 def spec_of(path: str, shape: Sequence[int], rules: Sequence[tuple[str, P]], mesh: Mesh) -> P:
-    """The spec of one parameter. Unmatched, or of a lower rank than its rule: raises. A dimension that an axis does not divide stays whole."""
+    """The spec of one parameter. Unmatched or of a lower rank than its rule raises; a dimension that an axis does not divide stays whole."""
     for pattern, spec in rules:
         if re.fullmatch(pattern, path):
             if len(spec) > len(shape):
