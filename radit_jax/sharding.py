@@ -26,7 +26,9 @@ LM_RULES: Sequence[tuple[str, P]] = (
     (r"blocks/attention/[qkv]/bias", P(None, MODEL)),
     (r"blocks/attention/o/kernel", P(None, MODEL, DATA)),
     (r"blocks/mlp/(gate|up)/kernel", P(None, DATA, MODEL)),
+    (r"blocks/mlp/(gate|up)/bias", P(None, MODEL)),
     (r"blocks/mlp/down/kernel", P(None, MODEL, DATA)),
+    (r"blocks/(attention/o|mlp/down)/bias", P()),
     (r"blocks/.*(_norm)/scale", P()),
     (r"final_norm/scale", P()),
     (r"head/kernel", P(DATA, MODEL)),
@@ -55,7 +57,7 @@ def make_mesh(data: int = -1, model: int = 1) -> Mesh:
 
 
 def spec_of(path: str, shape: Sequence[int], rules: Sequence[tuple[str, P]], mesh: Mesh) -> P:
-    """The spec of one parameter. Unmatched or of a lower rank than its rule raises; a dimension that an axis does not divide stays whole."""
+    """The spec of one parameter. Unmatched or of too low a rank raises; a dimension that an axis does not divide stays whole."""
     for pattern, spec in rules:
         if re.fullmatch(pattern, path):
             if len(spec) > len(shape):

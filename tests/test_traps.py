@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
-from flax import nnx
 
 from radit_jax.data import packing, training_sets
 from radit_jax.errors import InputError
@@ -44,7 +43,7 @@ def softmax(x):
     return np.exp(x) / np.exp(x).sum(-1, keepdims=True)
 
 
-# -- 1: the retriever's loss from detached scores -------------------------------------------------------------------------------------
+# -- 1: the retriever's loss from detached scores --------------------------------------------------------------------------------
 
 
 def test_trap_1_one_step_moves_the_query_encoder_and_nothing_else():
@@ -83,12 +82,14 @@ def test_trap_1_the_gradient_reaches_the_queries_and_stops_at_passages_and_lm_sc
     assert not np.any(found[1]) and not np.any(found[2])
 
 
-# -- 2: log p_LM(y | c∘x) one position off --------------------------------------------------------------------------------------------
+# -- 2: log p_LM(y | c∘x) one position off ---------------------------------------------------------------------------------------
 
 
 def test_trap_2_the_score_is_read_one_position_before_each_target_token():
     make = tiny.maker()
-    instances = [make.instance(m.example.id, m.example.prompt, m.passages[0].content, m.example.target, close=False) for m in tiny.retrieved()]
+    instances = [
+        make.instance(m.example.id, m.example.prompt, m.passages[0].content, m.example.target, close=False) for m in tiny.retrieved()
+    ]
     logp_N = Scorer(tiny.lm(), batch_tokens=256)(instances)
     np.testing.assert_allclose(logp_N, [tiny.target_logprob(instance) for instance in instances], rtol=1e-4)
     for instance, found in zip(instances, logp_N):
@@ -98,7 +99,7 @@ def test_trap_2_the_score_is_read_one_position_before_each_target_token():
         assert abs(found - late) > 0.05 and abs(found - early) > 0.05
 
 
-# -- 3: a flat target -------------------------------------------------------------------------------------------------------------------
+# -- 3: a flat target ------------------------------------------------------------------------------------------------------------
 
 
 def test_trap_3_the_entropy_of_the_target_is_a_metric_of_the_step():
@@ -122,7 +123,7 @@ def test_trap_3_tau_sharpens_the_target(tau):
     assert LsrOptions().tau == 0.01 and LsrOptions().score == "prob"
 
 
-# -- 4: prompt tokens in the loss -------------------------------------------------------------------------------------------------------
+# -- 4: prompt tokens in the loss ------------------------------------------------------------------------------------------------
 
 
 def test_trap_4_no_label_or_slot_is_a_prompt_token():
@@ -163,7 +164,7 @@ def test_trap_4_labels_without_weight_change_neither_loss_nor_parameters():
         np.testing.assert_array_equal(array, tiny.leaves(state_2.params)[path])
 
 
-# -- 5: KL divided by batch × k -----------------------------------------------------------------------------------------------------------
+# -- 5: KL divided by batch × k --------------------------------------------------------------------------------------------------
 
 
 KL_1 = 0.75 * np.log(0.75 / 0.5) + 0.25 * np.log(0.25 / 0.5)
@@ -187,7 +188,7 @@ def test_trap_5_the_loss_is_a_sum_over_passages_and_a_mean_over_examples(directi
     np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-4)
 
 
-# -- 6: LM scores and retrieval scores in different orders -------------------------------------------------------------------------------
+# -- 6: LM scores and retrieval scores in different orders -----------------------------------------------------------------------
 
 
 def test_trap_6_permuting_passages_permutes_vectors_scores_and_lm_scores_alike():
@@ -220,7 +221,7 @@ def test_trap_6_a_missing_score_is_an_error():
         batches.align(source.retrieved[1], {"q0": source.scores["q0"]})
 
 
-# -- 7: logits averaged in the ensemble --------------------------------------------------------------------------------------------------
+# -- 7: logits averaged in the ensemble ------------------------------------------------------------------------------------------
 
 
 def test_trap_7_two_passages_two_tokens_by_hand():
@@ -262,7 +263,7 @@ def greedy(question, mix) -> tuple[str, float]:
     return tiny.tokenizer().decode(ids).strip(), total
 
 
-# -- 8: the test split in training ---------------------------------------------------------------------------------------------------------
+# -- 8: the test split in training -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -294,7 +295,7 @@ def test_trap_8_the_pipeline_refuses_the_invented_test_split(tmp_path):
         Pipeline(config, tmp_path / "work").train_examples  # noqa: B018
 
 
-# -- 9: prompt and target tokenized together -----------------------------------------------------------------------------------------------
+# -- 9: prompt and target tokenized together -------------------------------------------------------------------------------------
 
 
 def test_trap_9_training_scoring_and_decoding_have_the_same_ids():

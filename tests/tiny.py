@@ -32,7 +32,9 @@ PIECES = [
 # The first merge joins what stands on both sides of the boundary between prompt ("A:") and target (" …").
 MERGES = [(":", "Ġ"), ("Ċ", "Ċ"), ("Ġ", "t"), ("Ġt", "h")]
 LM_CONFIG = LmConfig(vocab_size=len(PIECES), width=32, layers=2, heads=4, kv_heads=2, head_dim=8, mlp_width=48, rope_theta=100.0)
-ENCODER_CONFIG = EncoderConfig(vocab_size=len(PIECES), width=16, layers=2, heads=4, mlp_width=24, max_positions=32, pooling="mean", normalize=True)
+ENCODER_CONFIG = EncoderConfig(
+    vocab_size=len(PIECES), width=16, layers=2, heads=4, mlp_width=24, max_positions=32, pooling="mean", normalize=True
+)
 OPTIMIZER = OptimizerOptions(peak_lr=1e-2, final_lr=1e-3, warmup_steps=0, eps=1e-3, weight_decay=0.01)
 STEPS = 6  # of the schedule
 ROW = 96  # tokens of a packed row, and of a row of `logprobs`
@@ -78,7 +80,8 @@ def logprobs(ids) -> np.ndarray:
     padded = np.zeros((1, ROW), np.int32)
     padded[0, : len(ids)] = ids
     logits_TxV = np.asarray(_logits()(padded)[0, : len(ids)], np.float64)
-    return logits_TxV - np.log(np.exp(logits_TxV - logits_TxV.max(-1, keepdims=True)).sum(-1, keepdims=True)) - logits_TxV.max(-1, keepdims=True)
+    shifted_TxV = logits_TxV - logits_TxV.max(-1, keepdims=True)
+    return shifted_TxV - np.log(np.exp(shifted_TxV).sum(-1, keepdims=True))
 
 
 @functools.cache

@@ -111,6 +111,11 @@ class LsrSource:
             "number": np.int32(n),
         }
 
+    def padded(self, width: int) -> LsrSource:
+        """The same, with queries of `width` tokens: sources that share a batch need one width."""
+        room = [(0, 0), (0, width - self.query_tokens.shape[1])]
+        return dataclasses.replace(self, query_tokens=np.pad(self.query_tokens, room), query_mask=np.pad(self.query_mask, room))
+
     def describe(self, numbers: np.ndarray) -> str:
         return ", ".join(self.retrieved[int(n)].example.id for n in numbers[:8])
 
@@ -128,7 +133,9 @@ def align(member: Retrieved, scores: Mapping[str, tuple[Sequence[str], np.ndarra
 def lsr_batches(sources: Mapping[str, LsrSource], *, shares: Mapping[str, float], batch: int, seed: int) -> Batches:
     """Endless batches for lsr_step from a mixture of sources, with the example numbers in each."""
     names = [name for name in sources if shares[name] > 0]
-    mixed = mixture.mix([grain.MapDataset.source(sources[name]) for name in names], [shares[name] for name in names], seed=seed)
+    width = max(sources[name].query_tokens.shape[1] for name in names)
+    sets = [grain.MapDataset.source(sources[name].padded(width)) for name in names]
+    mixed = mixture.mix(sets, [shares[name] for name in names], seed=seed)
     dataset = mixed.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=64)).batch(batch, drop_remainder=True)
 
     def finish(item: Mapping[str, np.ndarray]) -> tuple[LsrBatch, np.ndarray]:

@@ -63,14 +63,15 @@ def run(
         done += 1
         meter.after(done, metrics, numbers)  # reads the metrics of the step before this one, so the device never waits for the host
         last = done == options.steps
-        if last or done % options.checkpoint_every == 0:
-            meter.settle()  # a checkpoint of a diverged state must not replace a good one
-            # On CPU the host copy shares memory with buffers that the next step takes over, so the save has to be finished first.
-            checkpoints.save(state, batches.get_state(), wait=last or jax.default_backend() == "cpu")
+        # Before the checkpoint: a run that goes on from it does not evaluate its step again.
         if evaluate and options.evaluate_every and (last or done % options.evaluate_every == 0):
             meter.settle()
             book.write(done, results := evaluate(state.params, done))
             say(f"{name}: step {done} " + " ".join(f"{key} {value:.4f}" for key, value in results.items()))
+        if last or done % options.checkpoint_every == 0:
+            meter.settle()  # a checkpoint of a diverged state must not replace a good one
+            # On CPU the host copy shares memory with buffers that the next step takes over, so the save has to be finished first.
+            checkpoints.save(state, batches.get_state(), wait=last or jax.default_backend() == "cpu")
     checkpoints.close()
     book.close()
     return state, meter.facts()

@@ -15,14 +15,15 @@ NEGATIVE = -1e30  # stands for log 0 where -inf would make 0 · inf = nan in a g
 class LsrOptions:
     """How LM scores become the target of the retriever; the defaults are the paper's (section 2.4 and appendix)."""
 
-    score: Literal["prob", "mean_logprob"] = "prob"  # Eq. 4 as printed, or the per-token logarithm (Atlas)
+    score: Literal["prob", "logprob", "mean_logprob"] = "prob"  # Eq. 4 as printed, its logarithm, or that per token (Atlas)
     tau: float = 0.01  # temperature of the target
     direction: Literal["retriever_first", "target_first"] = "retriever_first"  # KL(p_R ‖ p_LSR) as Eq. 5, or KL(p_LSR ‖ p_R)
     score_scale: float = 1.0  # multiplies s(x, c); part of the retriever (unit vectors need about 20)
+    prior: float = 0.0  # weight of the untuned retriever's scores in the target; 0 as in the paper
     anchor: float = 0.0  # weight of KL(p_R ‖ p_R of the untuned retriever); 0 as in the paper
 
     def __post_init__(self):
-        allowed = {"score": ("prob", "mean_logprob"), "direction": ("retriever_first", "target_first")}
+        allowed = {"score": ("prob", "logprob", "mean_logprob"), "direction": ("retriever_first", "target_first")}
         for field, values in allowed.items():
             if getattr(self, field) not in values:
                 raise ValueError(f"lsr.{field} is {getattr(self, field)!r}, expected one of {', '.join(values)}")
@@ -51,15 +52,23 @@ def retriever_logprobs(scores_BxK: jax.Array, candidates_BxK: jax.Array) -> jax.
 
 
 def lsr_target_logprobs(
-    lm_logp_BxK: jax.Array, target_lengths_B: jax.Array, candidates_BxK: jax.Array, *, score: str, tau: float
+    lm_logp_BxK: jax.Array,
+    target_lengths_B: jax.Array,
+    candidates_BxK: jax.Array,
+    *,
+    score: str,
+    tau: float,
+    prior_BxK: jax.Array | float = 0.0,
 ) -> jax.Array:
     """Eq. 4: log p_LSR(c | x, y) = log softmax over the candidates of score / τ. A constant of R-ft: no gradient.
 
-    "prob": the score is the raw sequence probability p_LM(y | c∘x), not its logarithm. "mean_logprob": log p per output token.
+    "prob": the score is the raw sequence probability p_LM(y | c∘x), not its logarithm. "logprob": log p. "mean_logprob": log p per token.
+    With "logprob", τ = 1 and the untuned scores as `prior_BxK`, the target is Bayes' posterior p(c | x, y) ∝ p_R(c | x) p_LM(y | c∘x):
+    where the LM finds no passage better than another it is the untuned p_R, and teaches nothing instead of flattening it.
     """
     lengths_Bx1 = jnp.maximum(target_lengths_B, 1)[:, None].astype(jnp.float32)
-    score_BxK = jnp.exp(lm_logp_BxK) if score == "prob" else lm_logp_BxK / lengths_Bx1
-    return jax.lax.stop_gradient(_log_softmax(score_BxK / tau, candidates_BxK))
+    scores = {"prob": jnp.exp, "logprob": lambda logp: logp, "mean_logprob": lambda logp: logp / lengths_Bx1}
+    return jax.lax.stop_gradient(_log_softmax(scores[score](lm_logp_BxK) / tau + prior_BxK, candidates_BxK))
 
 
 def kl(log_p_BxK: jax.Array, log_q_BxK: jax.Array) -> jax.Array:

@@ -69,7 +69,12 @@ def lsr_objective(queries_BxE: jax.Array, batch: LsrBatch, options: losses.LsrOp
     scores_BxK = options.score_scale * jnp.einsum("BE,BKE->BK", queries_BxE, jax.lax.stop_gradient(batch.passages_BxKxE))
     log_p_r_BxK = losses.retriever_logprobs(scores_BxK, batch.candidates_BxK)
     log_p_lsr_BxK = losses.lsr_target_logprobs(
-        batch.lm_logp_BxK, batch.target_lengths_B, batch.candidates_BxK, score=options.score, tau=options.tau
+        batch.lm_logp_BxK,
+        batch.target_lengths_B,
+        batch.candidates_BxK,
+        score=options.score,
+        tau=options.tau,
+        prior_BxK=options.prior * batch.base_logits_BxK,
     )
     loss = losses.lsr_loss(log_p_r_BxK, log_p_lsr_BxK, batch.weights_B, direction=options.direction)
     objective = loss

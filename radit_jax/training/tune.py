@@ -92,7 +92,7 @@ def query_encoder(
     # An epoch is one pass over the questions; the mixture draws the completions beside them.
     total = max(1, round(c.epochs * len(members["train"]) / shares["train"] / c.batch))
     data = batches.lsr_batches(sources, shares=shares, batch=c.batch, seed=seed)
-    options = LsrOptions(score=c.score, tau=c.tau, direction=c.direction, anchor=c.anchor, score_scale=score_scale)
+    options = LsrOptions(score=c.score, tau=c.tau, direction=c.direction, prior=c.prior, anchor=c.anchor, score_scale=score_scale)
     graphdef, params = nnx.split(model)
     tx = make_optimizer(OptimizerOptions(**c.optimizer.to_dict()), total)
     state, step = _compiled(steps.lsr_step, graphdef, tx, params, mesh, sharding.ENCODER_RULES, options=options)
@@ -111,7 +111,8 @@ def query_encoder(
         describe=lambda numbers: sources["train"].describe(numbers) if len(sources) == 1 else str(numbers[:8]),
     )
     if held_out:
-        (folder / BEST).replace(folder / PARAMS)
+        if (folder / BEST).exists():  # a run killed after this line has renamed it already
+            (folder / BEST).replace(folder / PARAMS)
         facts |= {f"best_{key}": value for key, value in validate.best().items()}
     else:
         save_params(folder / PARAMS, state.params)

@@ -28,8 +28,9 @@ def tiny(config: dict) -> tuple[np.ndarray, dict]:
     ).eval()
     weights = {name: torch.from_numpy(draw(name, tuple(value.shape))) for name, value in model.state_dict().items()}
     model.load_state_dict(weights)
-    stored = {name: list(value.shape) for name, value in weights.items() if not (name == "lm_head.weight" and config["tie_word_embeddings"])}
+    stored = {name: list(value.shape) for name, value in weights.items()}
     if config["tie_word_embeddings"]:  # the tied head was filled last: put the embedding back
+        del stored["lm_head.weight"]
         model.get_input_embeddings().weight.data.copy_(weights["model.embed_tokens.weight"])
     with torch.no_grad():
         return model(torch.from_numpy(tokens(config["vocab_size"])).long()).logits.numpy(), stored

@@ -1,0 +1,365 @@
+"""Ours against a named peer, transformers + torch in float32, on the same records in one run (`launch/bench.py`).
+
+Each kind of work is a thing done again and again by the pipeline: `embed` (passages → vectors), `score` (log p_LM(y | c∘x)), `lm_ft` (Eq. 3
+steps), `generate` (Eq. 2 answers over k passages). Repetitions of ours and the peer's take turns in one run, so that a busy machine slows
+both; a ratio is printed only after both were seen to compute the same. The peer runs as a process of its own Python environment.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import os
+import resource
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from radit_jax import sharding
+from radit_jax.data.instances import InstanceMaker
+from radit_jax.data.tokenizer import load_tokenizer
+from radit_jax.errors import InputError
+from radit_jax.inference.ensemble import passage_logweights, stop_tokens
+from radit_jax.inference.score import Scorer
+from radit_jax.logbook import say
+from radit_jax.pipeline import Pipeline, encode_with
+from radit_jax.retrieval import embed
+from radit_jax.training import batches, loop, steps
+from radit_jax.training.optim import OptimizerOptions, make_optimizer
+from radit_jax.types import Example, Instance, Retrieved
+from radit_jax.weights.encoder import load_encoder
+from radit_jax.weights.export import export_lm
+from radit_jax.weights.hf import resolve
+from radit_jax.weights.lm import load_lm
+
+PEER = Path(__file__).resolve().parents[1] / "tests" / "peers" / "torch_peer.py"
+K = 10  # passages per question in `score` and `generate` (paper: 10)
+LM_FT_PASSAGES = 3  # k~ (paper: 3)
+LEARNING_RATE = 1e-5
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """One kind of work on fixed records: how we do it, what the peer is told, and how both results are compared."""
+
+    unit: str
+    amount: int  # of `unit`, done by one call of `run`
+    run: Callable[[], Any]
+    job: dict[str, Any]  # JSON; the peer's outputs are in the form of ours
+    compare: Callable[[Any, Any], dict[str, float]]  # figures of agreement
+    agrees: Callable[[dict[str, float]], bool]
+
+
+def bench(pipeline: Pipeline, kind: str, *, records: int, repetitions: int, peer_python: str | None) -> dict[str, Any]:
+    """Times `kind` on `records` passages, questions or training examples; returns speeds (median, least, most), agreement and ratio.
+
+    The ratio is our speed over the peer's: above 1, ours is faster. InputError for an unknown kind or when the peer does not come up.
+    """
+    if kind not in KINDS:
+        raise InputError(f"bench: kind {kind!r}, expected one of {', '.join(KINDS)}")
+    with tempfile.TemporaryDirectory(prefix="bench") as folder:
+        work = KINDS[kind](pipeline, records, Path(folder))
+        if peer_python is None:
+            ours, theirs, outputs = _repeat(work, None, repetitions)
+        else:
+            with _Peer(peer_python, {"kind": kind, "threads": _cores(), **work.job}, Path(folder)) as peer:
+                ours, theirs, outputs = _repeat(work, peer, repetitions)
+    result = {"kind": kind, "unit": f"{work.unit}/s", "records": records, "dtype": _dtype(pipeline, kind), "ours": _speeds(work, ours)}
+    if not theirs:
+        return result | {"peer": None, "ratio": None, "note": "no peer: give --peer_python or RADIT_PEER_PYTHON, a Python with torch and transformers"}
+    agreement = {key: round(float(value), 6) for key, value in work.compare(*outputs).items()}
+    result |= {"peer": _speeds(work, theirs), "agreement": agreement, "same": work.agrees(agreement)}
+    if not result["same"]:
+        return result | {"ratio": None, "note": "no ratio: the two did not compute the same"}
+    ratio = statistics.median(run["seconds"] for run in theirs) / statistics.median(run["seconds"] for run in ours)
+    cpu_ratio = statistics.median(run["cpu_seconds"] for run in theirs) / statistics.median(run["cpu_seconds"] for run in ours)
+    return result | {"ratio": round(ratio, 3), "cpu_ratio": round(cpu_ratio, 3)}
+
+
+def text(results: Sequence[dict[str, Any]]) -> str:
+    """The results as people read them."""
+    lines = []
+    for result in results:
+        sides = [f"{name} {_span(result[name])}" for name in ("ours", "peer") if result[name]]
+        ratio = f"ratio {result['ratio']:.2f} (by CPU time {result['cpu_ratio']:.2f})" if result["ratio"] else result["note"]
+        agreement = ", ".join(f"{key} {value:g}" for key, value in result.get("agreement", {}).items())
+        lines.append(f"{result['kind']:9} {result['unit']}: {'; '.join(sides)}; {ratio}" + (f"; {agreement}" if agreement else ""))
+    return "\n".join(lines)
+
+
+# -- the four kinds -----------------------------------------------------------------------------------------------------------------
+
+
+def _embed(pipeline: Pipeline, records: int, folder: Path) -> Work:
+    """Passages → vectors, tokenization included; in batches of one size on both sides."""
+    c = pipeline.config.retriever
+    store = pipeline.store
+    if records > len(store):
+        raise InputError(f"bench embed: {records} passages, the corpus has {len(store)}")
+    texts = [passage.content for passage in store.read(range(records))]
+    encoder = load_encoder(c.document_encoder, pooling=c.pooling or None, dtype=c.dtype)
+    encode, tokenizer = encode_with(encoder), load_tokenizer(c.document_encoder)
+    sizes = {"batch_tokens": c.batch_tokens, "max_tokens": c.max_passage_tokens}
+
+    def compare(ours_NxE: np.ndarray, theirs: list) -> dict[str, float]:
+        theirs_NxE = np.asarray(theirs, np.float32)
+        norms_N = np.linalg.norm(ours_NxE, axis=1) * np.linalg.norm(theirs_NxE, axis=1)
+        return {"least_cosine": np.min(np.sum(ours_NxE * theirs_NxE, axis=1) / norms_N)}
+
+    job = {"model": str(resolve(c.document_encoder)), "texts": texts, "pooling": encoder.config.pooling, "normalize": encoder.config.normalize}
+    return Work(
+        "passages",
+        len(texts),
+        lambda: embed.embed_queries(encode, tokenizer, texts, **sizes),
+        job | sizes,
+        compare,
+        lambda found: found["least_cosine"] > (0.99999 if c.dtype == "float32" else 0.999),
+    )
+
+
+def _score(pipeline: Pipeline, records: int, folder: Path) -> Work:
+    """log p of the answers of `records` questions after each of their k passages; given as token ids on both sides."""
+    c = pipeline.config
+    maker = InstanceMaker(pipeline.tokenizer, c.lm.max_tokens)
+    instances = [
+        maker.instance(member.example.id, member.example.prompt, passage.content, member.example.target, close=False)
+        for member in _questions(pipeline, records, K)
+        for passage in member.passages
+    ]
+    scorer = Scorer(_lm(pipeline, folder), batch_tokens=c.scoring.batch_tokens)
+    job = {"model": str(folder / "lm"), "instances": [_plain(i) for i in instances], "batch_tokens": c.scoring.batch_tokens}
+    tokens_N = np.asarray([len(i.tokens_T) - i.target_start for i in instances])
+
+    def compare(ours_N: np.ndarray, theirs: list) -> dict[str, float]:
+        apart_N = np.abs(ours_N - np.asarray(theirs)) / tokens_N
+        return {"mean_nats_apart_per_token": apart_N.mean(), "most_nats_apart_per_token": apart_N.max()}
+
+    bound = 1e-3 if c.lm.dtype == "float32" else 0.1
+    return Work(
+        "tokens",
+        sum(len(i.tokens_T) for i in instances),
+        lambda: scorer(instances),
+        job,
+        compare,
+        lambda found: found["mean_nats_apart_per_token"] < bound,
+    )
+
+
+def _lm_ft(pipeline: Pipeline, records: int, folder: Path) -> Work:
+    """Training steps on `records` examples, each with its k~ passages: our packed rows, and the same instances in the same steps for the peer."""
+    c = pipeline.config
+    members = _questions(pipeline, records, LM_FT_PASSAGES)
+    maker = InstanceMaker(pipeline.tokenizer, c.lm_ft.row_length)
+    source = batches.PassageInstances(
+        members, [m.example for m in members], maker, passages=LM_FT_PASSAGES, output_slots=c.lm_ft.output_slots
+    )
+    found = _whole_epoch(batches.lm_batches(source, rows=c.lm_ft.rows, accumulate=c.lm_ft.accumulate, seed=c.seed), len(source))
+    _lm(pipeline, folder)
+    lm = load_lm(c.lm.checkpoint, dtype=c.lm.dtype, remat=c.lm.remat)
+    graphdef, params = nnx.split(lm)
+    constants = {"b1": 0.9, "b2": 0.95, "eps": 1e-8, "weight_decay": 0.0, "clip_norm": 1.0}
+    tx = make_optimizer(OptimizerOptions(peak_lr=LEARNING_RATE, final_lr=LEARNING_RATE, warmup_steps=0, decay="constant", **constants), 1)
+    held = {"state": steps.init_state(params, tx)}
+    step = steps.compile_step(steps.lm_step, graphdef, tx, held["state"], pipeline.mesh, sharding.LM_RULES)
+    place = loop.placer(pipeline.mesh, micro_axis=True)
+
+    def run() -> list[float]:
+        metrics = []
+        for batch, _ in found:
+            held["state"], metric = step(held["state"], place(batch))
+            metrics.append(metric["loss"])
+        return [float(loss) for loss in metrics]
+
+    def compare(ours: list[float], theirs: list[float]) -> dict[str, float]:
+        apart = np.abs(np.asarray(ours) - np.asarray(theirs)) / np.asarray(theirs)
+        return {"most_relative_loss_apart": apart.max(), "first_loss": ours[0], "peer_first_loss": theirs[0]}
+
+    instances = [[_plain(_instance(source, int(n))) for n in numbers] for _, numbers in found]
+    bound = 1e-3 if c.lm.dtype == "float32" else 0.03
+    return Work(
+        "tokens",
+        sum(len(instance["tokens"]) for members in instances for instance in members),
+        run,
+        {"model": str(folder / "lm"), "steps": instances, "optimizer": {"lr": LEARNING_RATE, **constants}},
+        compare,
+        lambda found: found["most_relative_loss_apart"] < bound,
+    )
+
+
+def _generate(pipeline: Pipeline, records: int, folder: Path) -> Work:
+    """Free-text answers of `records` questions over k passages each, at sequence level; prompts given as token ids on both sides."""
+    c = pipeline.config
+    _lm(pipeline, folder)
+    ensemble = pipeline.ensemble(tuned=False)
+    logw_K = passage_logweights(np.linspace(0.7, 0.3, K), c.retriever.score_scale)  # typical scores of unit vectors
+    questions = [
+        ensemble.prompted(m.example.id, m.example.prompt, [passage.content for passage in m.passages], logw_K)
+        for m in _questions(pipeline, records, K)
+    ]
+    stops = np.flatnonzero(stop_tokens(pipeline.tokenizer, ensemble.lm.config.vocab_size)).tolist()
+
+    def run() -> list[dict[str, Any]]:
+        return [{"text": answer.text, "logprob": answer.logprob} for answer in ensemble.generate(questions, level="sequence")]
+
+    def compare(ours: list[dict], theirs: list[dict]) -> dict[str, float]:
+        same = [a["text"] == b["text"] for a, b in zip(ours, theirs, strict=True)]
+        apart = [abs(a["logprob"] - b["logprob"]) for a, b, equal in zip(ours, theirs, same) if equal]
+        return {"same_answers": np.mean(same), "mean_nats_apart_where_same": np.mean(apart) if apart else np.inf}
+
+    job = {
+        "model": str(folder / "lm"),
+        "questions": [{"prompts": [list(map(int, ids)) for ids in q.prompts], "logw": q.logw_K.tolist()} for q in questions],
+        "stops": stops,
+        "max_new_tokens": ensemble.max_new_tokens,
+        "batch_tokens": ensemble.batch_tokens,
+    }
+    # Greedy decoding in bfloat16 takes another branch where two tokens are as likely.
+    least, bound = (0.98, 1e-2) if c.lm.dtype == "float32" else (0.7, 0.3)
+    return Work(
+        "questions",
+        len(questions),
+        run,
+        job,
+        compare,
+        lambda found: found["same_answers"] >= least and found["mean_nats_apart_where_same"] < bound,
+    )
+
+
+KINDS: dict[str, Callable[[Pipeline, int, Path], Work]] = {"embed": _embed, "score": _score, "lm_ft": _lm_ft, "generate": _generate}
+
+
+# -- records ------------------------------------------------------------------------------------------------------------------------
+
+
+def _questions(pipeline: Pipeline, count: int, k: int) -> list[Retrieved]:
+    """Questions with k passages: those of the document that answers, then the ones after it. Speed needs no retrieval, and so no index."""
+    store, examples = pipeline.store, pipeline.test_examples
+    if count > len(examples):
+        raise InputError(f"bench: {count} questions, the test set has {len(examples)} (config.test.limit)")
+    return [_with_passages(store, example, i * k, k) for i, example in enumerate(examples[:count])]
+
+
+def _with_passages(store, example: Example, otherwise: int, k: int) -> Retrieved:
+    first = int(store.rows_of_document(example.gold_id)[0]) if example.gold_id else otherwise
+    rows_K = (first + np.arange(k)) % len(store)
+    return Retrieved(example, tuple(store.read(rows_K)), rows_K, np.zeros(k, np.float32))
+
+
+def _whole_epoch(data: Iterator, instances: int) -> list[tuple[Any, np.ndarray]]:
+    """Batches until about every instance was seen once; at least one."""
+    counts, found = 0, []
+    for batch, numbers in itertools.islice(data, max(1, instances)):
+        if found and counts + len(numbers) > instances:
+            break
+        found.append((batch, numbers))
+        counts += len(numbers)
+    return found
+
+
+def _instance(source: batches.PassageInstances, number: int) -> Instance:
+    i, j = (int(x) for x in source.pairs[number])
+    member = source.retrieved[i]
+    return source.maker.instance(member.example.id, member.example.prompt, member.passages[j].content, member.example.target, close=True)
+
+
+def _plain(instance: Instance) -> dict[str, Any]:
+    return {"tokens": instance.tokens_T.tolist(), "target_start": instance.target_start}
+
+
+def _lm(pipeline: Pipeline, folder: Path) -> nnx.Module:
+    """The LM as the pipeline holds it; its float32 weights go to `folder`/lm for the peer first."""
+    export_lm(load_lm(pipeline.config.lm.checkpoint), pipeline.tokenizer, folder / "lm")
+    return pipeline.lm(tuned=False)
+
+
+# -- repetitions --------------------------------------------------------------------------------------------------------------------
+
+
+class _Peer:
+    """A process of the peer's Python: one line "run" in, one JSON line out; nothing is imported twice."""
+
+    def __init__(self, python: str, job: dict[str, Any], folder: Path):
+        path = folder / "job.json"
+        path.write_text(json.dumps(job))
+        try:
+            self.process = subprocess.Popen([python, str(PEER), str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        except OSError as error:
+            raise InputError(f"--peer_python {python}: {error.strerror}") from error
+
+    def __enter__(self) -> _Peer:
+        self._read()
+        return self
+
+    def __call__(self) -> dict[str, Any]:
+        self.process.stdin.write("run\n")
+        self.process.stdin.flush()
+        return self._read()
+
+    def __exit__(self, *_) -> None:
+        self.process.stdin.close()
+        self.process.wait(timeout=60)
+
+    def _read(self) -> dict[str, Any]:
+        while line := self.process.stdout.readline():
+            if line.startswith("{"):
+                return json.loads(line)
+        raise InputError(f"the peer ({PEER.name}) ended with status {self.process.wait()}: its Python needs torch and transformers")
+
+
+def _repeat(work: Work, peer: _Peer | None, repetitions: int) -> tuple[list[dict], list[dict], tuple[Any, Any]]:
+    """(our runs, the peer's, the outputs of the first runs); the first run of each warms up (compiles) and is not counted."""
+    ours: list[dict] = []
+    theirs: list[dict] = []
+    outputs: tuple[Any, Any] = (None, None)
+    for i in range(repetitions + 1):
+        mine = _timed(work.run)
+        other = peer() if peer else None
+        say(f"bench: run {i} ours {mine['seconds']:.2f} s" + (f", peer {other['seconds']:.2f} s" if other else "") + (" (warm-up)" if not i else ""))
+        if i == 0:
+            outputs = (mine["outputs"], other and other["outputs"])
+        else:
+            ours.append(mine)
+            theirs += [other] if other else []
+    return ours, theirs, outputs
+
+
+def _timed(run: Callable[[], Any]) -> dict[str, Any]:
+    began, cpu = time.perf_counter(), time.process_time()
+    outputs = jax.block_until_ready(run())
+    seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - cpu
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    return {"seconds": seconds, "cpu_seconds": cpu_seconds, "peak_mib": peak, "outputs": outputs}
+
+
+def _speeds(work: Work, runs: Sequence[dict[str, Any]]) -> dict[str, float]:
+    per_s = sorted(work.amount / run["seconds"] for run in runs)
+    median = statistics.median(per_s)
+    cpu = statistics.median(run["cpu_seconds"] for run in runs)
+    return {
+        "median": round(median, 2),
+        "least": round(per_s[0], 2),
+        "most": round(per_s[-1], 2),
+        "cpu_seconds": round(cpu, 2),
+        "peak_mib": max(run["peak_mib"] for run in runs),
+    }
+
+
+def _span(speeds: dict[str, float]) -> str:
+    return f"{speeds['median']:g} ({speeds['least']:g}–{speeds['most']:g}), peak {speeds['peak_mib']} MiB"
+
+
+def _dtype(pipeline: Pipeline, kind: str) -> str:
+    return pipeline.config.retriever.dtype if kind == "embed" else pipeline.config.lm.dtype
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))

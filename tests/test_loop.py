@@ -1,0 +1,168 @@
+"""Killed and resumed training ends bit for bit where the unkilled run ends; what a kill leaves half-written is not read."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import tiny
+
+from radit_jax import logbook, sharding
+from radit_jax.checkpoint import Checkpoints, load_params, save_params
+from radit_jax.training import loop
+
+OPTIONS = loop.LoopOptions(steps=tiny.STEPS, checkpoint_every=2, evaluate_every=3)
+
+
+class Killed(Exception):
+    pass
+
+
+class Mortal:
+    """Batches that end the process, as far as the loop can tell, after `last` of them."""
+
+    def __init__(self, data, last: int):
+        self.data, self.left = data, last
+
+    def __next__(self):
+        if self.left == 0:
+            raise Killed
+        self.left -= 1
+        return next(self.data)
+
+    def get_state(self):
+        return self.data.get_state()
+
+    def set_state(self, state):
+        self.data.set_state(state)
+
+
+def evaluate(params, step):
+    return {"validation_size": float(sum(np.abs(leaf).sum() for leaf in tiny.leaves(params).values()))}
+
+
+def train(kind: str, folder, last: int | None = None, evaluate=evaluate):
+    """A run with everything new but the folder and the compiled step."""
+    state, step, data, micro_axis = {
+        "lm": lambda: (tiny.lm_state(), tiny.lm_step(), tiny.lm_data(), True),
+        "lsr": lambda: (tiny.lsr_state(), tiny.lsr_step(), tiny.lsr_data(), False),
+    }[kind]()
+    data = data if last is None else Mortal(data, last)
+    place = loop.placer(sharding.make_mesh(1, 1), micro_axis)
+    return loop.run(kind, step, state, data, folder, OPTIONS, place=place, evaluate=evaluate)
+
+
+def written(folder) -> list[dict]:
+    """The metrics of a run, without the time of day."""
+    return [{key: value for key, value in line.items() if key != "time"} for line in logbook.read(folder / "metrics.jsonl")]
+
+
+@pytest.fixture(scope="module", params=["lm", "lsr"])
+def unkilled(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp(request.param)
+    state, facts = train(request.param, folder)
+    return request.param, folder, tiny.leaves(state), facts
+
+
+@pytest.mark.parametrize("deaths", [(5,), (1, 3, 1)])
+def test_killed_and_resumed_equals_unkilled_bit_for_bit(unkilled, deaths, tmp_path):
+    kind, folder, expected, _ = unkilled
+    for last in deaths:
+        with pytest.raises(Killed):
+            train(kind, tmp_path, last)
+    state, _ = train(kind, tmp_path)
+    found = tiny.leaves(state)
+    assert found.keys() == expected.keys() and int(state.step) == tiny.STEPS
+    for path in expected:
+        np.testing.assert_array_equal(found[path], expected[path], err_msg=path)
+    assert written(tmp_path) == written(folder)
+
+
+@pytest.mark.parametrize("at", [3, 6])
+def test_an_evaluation_that_was_killed_is_made_again(unkilled, at, tmp_path):
+    kind, folder, _, _ = unkilled
+
+    def killed(params, step):
+        if step == at:
+            raise Killed
+        return evaluate(params, step)
+
+    with pytest.raises(Killed):
+        train(kind, tmp_path, evaluate=killed)
+    train(kind, tmp_path)
+    assert written(tmp_path) == written(folder)
+
+
+def test_every_step_is_in_the_metrics_once(unkilled):
+    kind, folder, _, facts = unkilled
+    lines = written(folder)
+    assert [line["step"] for line in lines if "loss" in line] == list(range(1, tiny.STEPS + 1))
+    assert [line["step"] for line in lines if "validation_size" in line] == [3, 6]
+    assert len({line["loss"] for line in lines if "loss" in line}) == tiny.STEPS
+    assert facts["last_loss"] == round(next(line["loss"] for line in reversed(lines) if "loss" in line), 5)
+
+
+def test_a_finished_run_is_not_trained_again(unkilled, capsys):
+    kind, folder, expected, _ = unkilled
+    state, _ = train(kind, folder, last=0)  # asks for no batch
+    for path, array in tiny.leaves(state).items():
+        np.testing.assert_array_equal(array, expected[path])
+
+
+# -- what a kill leaves ----------------------------------------------------------------------------------------------------------
+
+
+def test_unfinished_checkpoints_and_torn_lines_are_ignored(tmp_path):
+    with pytest.raises(Killed):
+        train("lsr", tmp_path / "run", 5)
+    folder = tmp_path / "run" / "checkpoints"
+    assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == ["2", "4"]
+    (folder / "5.orbax-checkpoint-tmp").mkdir()
+    (folder / "5.orbax-checkpoint-tmp" / "array_metadatas").write_text("torn")
+    with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 5, "lo')
+    checkpoints = Checkpoints(folder)
+    assert checkpoints.latest == 4
+    checkpoints.close()
+    resumed, _ = train("lsr", tmp_path / "run")
+    straight, _ = train("lsr", tmp_path / "straight")
+    for path, array in tiny.leaves(straight).items():
+        np.testing.assert_array_equal(tiny.leaves(resumed)[path], array)
+    assert written(tmp_path / "run") == written(tmp_path / "straight")
+
+
+def test_only_the_last_checkpoints_are_kept(unkilled):
+    _, folder, _, _ = unkilled
+    assert sorted(int(path.name) for path in (folder / "checkpoints").iterdir() if path.is_dir()) == [4, 6]
+
+
+def test_parameters_come_back_from_their_folder_sharded(tmp_path):
+    state = tiny.lm_state()
+    save_params(tmp_path / "params", state.params)
+    save_params(tmp_path / "params", state.params)  # over what a killed run wrote
+    expected = tiny.leaves(state.params)
+    found = load_params(tmp_path / "params", state.params)
+    for path, array in tiny.leaves(found).items():
+        np.testing.assert_array_equal(array, expected[path])
+
+
+# -- the logbook -----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_resumed_logbook_drops_what_lies_past_the_checkpoint(tmp_path):
+    book = logbook.Logbook(tmp_path)
+    for step in (1, 2, 3):
+        book.write(step, {"loss": step / 2})
+    book.close()
+    book = logbook.Logbook(tmp_path, resumed_at=2)
+    book.write(3, {"loss": 9.0})
+    book.close()
+    assert [(line["step"], line["loss"]) for line in map(json.loads, book.path.read_text().splitlines())] == [(1, 0.5), (2, 1.0), (3, 9.0)]
+
+
+def test_tensorboard_gets_what_the_logbook_gets(tmp_path):
+    book = logbook.Logbook(tmp_path, tensorboard=True)
+    book.write(1, {"loss": 0.5})
+    book.close()
+    assert any((tmp_path / "tensorboard").iterdir())

@@ -1,0 +1,128 @@
+"""log p_LM(y | c∘x): the same whatever it is batched with, stored by id, and not made twice."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import tiny
+
+from radit_jax.data.instances import InstanceMaker, bucket
+from radit_jax.errors import InputError
+from radit_jax.inference import score
+from radit_jax.inference.score import Scorer, read_scores, score_retrieval
+from radit_jax.types import Instance
+
+MEMBERS = tiny.retrieved(5, 2)
+
+
+def instances() -> list[Instance]:
+    """Prompts of 2 to 60 tokens and targets of 1 to 12."""
+    rng = np.random.default_rng(0)
+    shapes = [(2, 1), (60, 12), (17, 3), (16, 8), (33, 9), (5, 1), (50, 2)]
+    return [
+        Instance(f"i{n}", rng.integers(2, len(tiny.PIECES), start + out).astype(np.int32), start) for n, (start, out) in enumerate(shapes)
+    ]
+
+
+class Counting(Scorer):
+    """Counts what was scored."""
+
+    scored = 0
+
+    def __call__(self, instances, *rest):
+        self.scored += len(instances)
+        return super().__call__(instances, *rest)
+
+
+def test_scores_are_full_forward_sums_in_the_order_given():
+    given = instances()
+    expected = [tiny.target_logprob(instance) for instance in given]
+    scorer = Scorer(tiny.lm(), batch_tokens=150)
+    np.testing.assert_allclose(scorer(given), expected, rtol=1e-4)
+    np.testing.assert_allclose(scorer(given[::-1]), expected[::-1], rtol=1e-4)
+    assert scorer.real == 2 * sum(len(instance.tokens_T) for instance in given) < scorer.padded
+
+
+def test_scores_do_not_depend_on_the_batch_or_its_padding():
+    given = instances()
+    alone = Scorer(tiny.lm(), batch_tokens=1)
+    together = Scorer(tiny.lm(), batch_tokens=700)
+    np.testing.assert_allclose(together(given), [alone([instance])[0] for instance in given], rtol=1e-4)
+
+
+def test_lengths_share_few_compiled_shapes():
+    sizes = {bucket(length) for length in range(1, 2049)}
+    assert len(sizes) <= 15 and all(bucket(length) >= length for length in range(1, 2049))
+    assert max(bucket(length) / length for length in range(17, 2049)) <= 1.5
+    scorer = Scorer(tiny.lm(), batch_tokens=700)
+    scorer(instances())
+    before = set(scorer.shapes)
+    scorer(instances()[::-1])
+    assert scorer.shapes == before
+
+
+# -- stored scores ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def stored(tmp_path, monkeypatch):
+    monkeypatch.setattr(score, "SHARD", 2)
+    facts = score_retrieval(Scorer(tiny.lm(), batch_tokens=300), tiny.maker(), MEMBERS, tmp_path)
+    return tmp_path, facts
+
+
+def test_every_pair_is_scored_and_stands_beside_its_ids(stored):
+    folder, facts = stored
+    assert sorted(path.name for path in folder.glob("logp-*")) == [f"logp-{n:05d}.npy" for n in range(3)]
+    found, make = read_scores(folder), tiny.maker()
+    assert list(found) == [member.example.id for member in MEMBERS] and facts["questions"] == 5
+    for member in MEMBERS:
+        passage_ids, logp_K, length = found[member.example.id]
+        assert passage_ids == [passage.id for passage in member.passages]
+        assert length == len(make.target_ids(member.example.target))
+        example = member.example
+        made = [make.instance(example.id, example.prompt, passage.content, example.target, close=False) for passage in member.passages]
+        np.testing.assert_allclose(logp_K, [tiny.target_logprob(instance) for instance in made], rtol=1e-4)
+
+
+def test_only_the_missing_shard_is_scored_again(stored):
+    folder, _ = stored
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    (folder / "logp-00001.npy").unlink()
+    (folder / "logp-00001.npy.tmp").write_bytes(b"torn")
+    scorer = Counting(tiny.lm(), batch_tokens=300)
+    score_retrieval(scorer, tiny.maker(), MEMBERS, folder)
+    assert scorer.scored == 2 * 2
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert all(name.endswith(".npy") for name in before)
+
+
+def test_a_folder_without_scores_is_an_error(tmp_path):
+    with pytest.raises(InputError, match="no LM scores"):
+        read_scores(tmp_path)
+
+
+# -- rows that are too long ------------------------------------------------------------------------------------------------------
+
+
+def test_a_passage_is_cut_from_its_end_until_the_row_fits():
+    member = MEMBERS[0]
+    whole = tiny.maker(400).instance("q", member.example.prompt, "moss and tern " * 12, member.example.target, close=False)
+    make = InstanceMaker(tiny.tokenizer(), 80)
+    cut = make.instance("q", member.example.prompt, "moss and tern " * 12, member.example.target, close=False)
+    assert len(cut.tokens_T) <= 80 < len(whole.tokens_T)
+    outputs = len(cut.tokens_T) - cut.target_start
+    tail = outputs + len(tiny.tokenizer().encode("\n\n" + member.example.prompt))
+    np.testing.assert_array_equal(cut.tokens_T[-tail:], whole.tokens_T[-tail:])
+    np.testing.assert_array_equal(cut.tokens_T[:-tail], whole.tokens_T[: len(cut.tokens_T) - tail])
+    assert make.truncations.count == 1 and make.truncations.first == ["q"]
+
+
+def test_a_prompt_that_cannot_fit_is_an_error():
+    example = dataclasses.replace(MEMBERS[0].example, prompt="moss " * 30)
+    with pytest.raises(InputError, match="q0.*do not fit a row of 40"):
+        InstanceMaker(tiny.tokenizer(), 40).instance("q0", example.prompt, "tern", example.target, close=False)
+    with pytest.raises(InputError, match="no tokens"):
+        tiny.maker().instance("q0", "moss", None, "", close=False)
