@@ -14,8 +14,8 @@ from radit_jax import command
 
 KINDS = ("embed", "score", "lm_ft", "generate")
 CONFIG = command.config_flag()
-PEER_PYTHON = flags.DEFINE_string("peer_python", os.environ.get("RADIT_PEER_PYTHON"), "A Python with torch and transformers; none: ours alone.")
-RECORDS = flags.DEFINE_integer("records", None, "Passages (embed) or questions; default: 512, 24 (score), 16 (lm_ft, generate).", lower_bound=1)
+PEER_PYTHON = flags.DEFINE_string("peer_python", os.environ.get("RADIT_PEER_PYTHON"), "A Python that has torch; none: ours alone.")
+RECORDS = flags.DEFINE_integer("records", None, "Passages (embed) or questions; default 512, 24 (score), 16.", lower_bound=1)
 REPETITIONS = flags.DEFINE_integer("repetitions", 3, "Counted runs of each side, after one that warms up.", lower_bound=1)
 JSON = flags.DEFINE_bool("json", False, "Print JSON.")
 

@@ -9,18 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
-import os
-import resource
 import statistics
-import subprocess
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from flax import nnx
 
@@ -30,7 +24,7 @@ from radit_jax.data.tokenizer import load_tokenizer
 from radit_jax.errors import InputError
 from radit_jax.inference.ensemble import passage_logweights, stop_tokens
 from radit_jax.inference.score import Scorer
-from radit_jax.logbook import say
+from radit_jax.peer import Peer, Run, take_turns
 from radit_jax.pipeline import Pipeline, encode_with
 from radit_jax.retrieval import embed
 from radit_jax.training import batches, loop, steps
@@ -41,10 +35,11 @@ from radit_jax.weights.export import export_lm
 from radit_jax.weights.hf import resolve
 from radit_jax.weights.lm import load_lm
 
-PEER = Path(__file__).resolve().parents[1] / "tests" / "peers" / "torch_peer.py"
 K = 10  # passages per question in `score` and `generate` (paper: 10)
 LM_FT_PASSAGES = 3  # k~ (paper: 3)
+ADAMW = {"b1": 0.9, "b2": 0.95, "eps": 1e-8, "weight_decay": 0.0, "clip_norm": 1.0}
 LEARNING_RATE = 1e-5
+NO_PEER = "no peer: give --peer_python or RADIT_PEER_PYTHON, a Python with torch and transformers"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,21 +63,25 @@ def bench(pipeline: Pipeline, kind: str, *, records: int, repetitions: int, peer
         raise InputError(f"bench: kind {kind!r}, expected one of {', '.join(KINDS)}")
     with tempfile.TemporaryDirectory(prefix="bench") as folder:
         work = KINDS[kind](pipeline, records, Path(folder))
-        if peer_python is None:
-            ours, theirs, outputs = _repeat(work, None, repetitions)
-        else:
-            with _Peer(peer_python, {"kind": kind, "threads": _cores(), **work.job}, Path(folder)) as peer:
-                ours, theirs, outputs = _repeat(work, peer, repetitions)
-    result = {"kind": kind, "unit": f"{work.unit}/s", "records": records, "dtype": _dtype(pipeline, kind), "ours": _speeds(work, ours)}
+        dtype = pipeline.config.retriever.dtype if kind == "embed" else pipeline.config.lm.dtype
+        return compare(kind, work, repetitions=repetitions, peer_python=peer_python) | {"records": records, "dtype": dtype}
+
+
+def compare(kind: str, work: Work, *, repetitions: int, peer_python: str | None) -> dict[str, Any]:
+    """Times the work on both sides by turns; there is no ratio where the peer is missing or computed something else."""
+    if peer_python is None:
+        ours, theirs, outputs = take_turns(work.run, None, repetitions)
+    else:
+        with Peer(peer_python, {"kind": kind, **work.job}) as peer:
+            ours, theirs, outputs = take_turns(work.run, peer, repetitions)
+    result = {"kind": kind, "unit": f"{work.unit}/s", "ours": _speeds(work, ours)}
     if not theirs:
-        return result | {"peer": None, "ratio": None, "note": "no peer: give --peer_python or RADIT_PEER_PYTHON, a Python with torch and transformers"}
+        return result | {"peer": None, "ratio": None, "note": NO_PEER}
     agreement = {key: round(float(value), 6) for key, value in work.compare(*outputs).items()}
     result |= {"peer": _speeds(work, theirs), "agreement": agreement, "same": work.agrees(agreement)}
     if not result["same"]:
         return result | {"ratio": None, "note": "no ratio: the two did not compute the same"}
-    ratio = statistics.median(run["seconds"] for run in theirs) / statistics.median(run["seconds"] for run in ours)
-    cpu_ratio = statistics.median(run["cpu_seconds"] for run in theirs) / statistics.median(run["cpu_seconds"] for run in ours)
-    return result | {"ratio": round(ratio, 3), "cpu_ratio": round(cpu_ratio, 3)}
+    return result | {"ratio": _ratio(ours, theirs, "seconds"), "cpu_ratio": _ratio(ours, theirs, "cpu_seconds")}
 
 
 def text(results: Sequence[dict[str, Any]]) -> str:
@@ -115,12 +114,12 @@ def _embed(pipeline: Pipeline, records: int, folder: Path) -> Work:
         norms_N = np.linalg.norm(ours_NxE, axis=1) * np.linalg.norm(theirs_NxE, axis=1)
         return {"least_cosine": np.min(np.sum(ours_NxE * theirs_NxE, axis=1) / norms_N)}
 
-    job = {"model": str(resolve(c.document_encoder)), "texts": texts, "pooling": encoder.config.pooling, "normalize": encoder.config.normalize}
+    job = {"model": str(resolve(c.document_encoder)), "texts": texts, "pooling": encoder.config.pooling}
     return Work(
         "passages",
         len(texts),
         lambda: embed.embed_queries(encode, tokenizer, texts, **sizes),
-        job | sizes,
+        job | sizes | {"normalize": encoder.config.normalize},
         compare,
         lambda found: found["least_cosine"] > (0.99999 if c.dtype == "float32" else 0.999),
     )
@@ -132,10 +131,11 @@ def _score(pipeline: Pipeline, records: int, folder: Path) -> Work:
     maker = InstanceMaker(pipeline.tokenizer, c.lm.max_tokens)
     instances = [
         maker.instance(member.example.id, member.example.prompt, passage.content, member.example.target, close=False)
-        for member in _questions(pipeline, records, K)
+        for member in _questions(pipeline, pipeline.train_examples, records, K)
         for passage in member.passages
     ]
-    scorer = Scorer(_lm(pipeline, folder), batch_tokens=c.scoring.batch_tokens)
+    _export_lm(pipeline, folder)
+    scorer = Scorer(pipeline.lm(tuned=False), batch_tokens=c.scoring.batch_tokens)
     job = {"model": str(folder / "lm"), "instances": [_plain(i) for i in instances], "batch_tokens": c.scoring.batch_tokens}
     tokens_N = np.asarray([len(i.tokens_T) - i.target_start for i in instances])
 
@@ -155,19 +155,18 @@ def _score(pipeline: Pipeline, records: int, folder: Path) -> Work:
 
 
 def _lm_ft(pipeline: Pipeline, records: int, folder: Path) -> Work:
-    """Training steps on `records` examples, each with its k~ passages: our packed rows, and the same instances in the same steps for the peer."""
+    """Training steps on `records` examples with their k~ passages: our packed rows; for the peer, the same instances in the same steps."""
     c = pipeline.config
-    members = _questions(pipeline, records, LM_FT_PASSAGES)
+    members = _questions(pipeline, pipeline.train_examples, records, LM_FT_PASSAGES)
     maker = InstanceMaker(pipeline.tokenizer, c.lm_ft.row_length)
     source = batches.PassageInstances(
         members, [m.example for m in members], maker, passages=LM_FT_PASSAGES, output_slots=c.lm_ft.output_slots
     )
     found = _whole_epoch(batches.lm_batches(source, rows=c.lm_ft.rows, accumulate=c.lm_ft.accumulate, seed=c.seed), len(source))
-    _lm(pipeline, folder)
+    _export_lm(pipeline, folder)
     lm = load_lm(c.lm.checkpoint, dtype=c.lm.dtype, remat=c.lm.remat)
     graphdef, params = nnx.split(lm)
-    constants = {"b1": 0.9, "b2": 0.95, "eps": 1e-8, "weight_decay": 0.0, "clip_norm": 1.0}
-    tx = make_optimizer(OptimizerOptions(peak_lr=LEARNING_RATE, final_lr=LEARNING_RATE, warmup_steps=0, decay="constant", **constants), 1)
+    tx = make_optimizer(OptimizerOptions(peak_lr=LEARNING_RATE, warmup_steps=0, decay="constant", **ADAMW), steps=1)
     held = {"state": steps.init_state(params, tx)}
     step = steps.compile_step(steps.lm_step, graphdef, tx, held["state"], pipeline.mesh, sharding.LM_RULES)
     place = loop.placer(pipeline.mesh, micro_axis=True)
@@ -183,13 +182,13 @@ def _lm_ft(pipeline: Pipeline, records: int, folder: Path) -> Work:
         apart = np.abs(np.asarray(ours) - np.asarray(theirs)) / np.asarray(theirs)
         return {"most_relative_loss_apart": apart.max(), "first_loss": ours[0], "peer_first_loss": theirs[0]}
 
-    instances = [[_plain(_instance(source, int(n))) for n in numbers] for _, numbers in found]
+    instances = [[_unpacked(source[int(n)]) for n in numbers] for _, numbers in found]
     bound = 1e-3 if c.lm.dtype == "float32" else 0.03
     return Work(
         "tokens",
         sum(len(instance["tokens"]) for members in instances for instance in members),
         run,
-        {"model": str(folder / "lm"), "steps": instances, "optimizer": {"lr": LEARNING_RATE, **constants}},
+        {"model": str(folder / "lm"), "steps": instances, "optimizer": {"lr": LEARNING_RATE, **ADAMW}},
         compare,
         lambda found: found["most_relative_loss_apart"] < bound,
     )
@@ -198,12 +197,12 @@ def _lm_ft(pipeline: Pipeline, records: int, folder: Path) -> Work:
 def _generate(pipeline: Pipeline, records: int, folder: Path) -> Work:
     """Free-text answers of `records` questions over k passages each, at sequence level; prompts given as token ids on both sides."""
     c = pipeline.config
-    _lm(pipeline, folder)
+    _export_lm(pipeline, folder)
     ensemble = pipeline.ensemble(tuned=False)
     logw_K = passage_logweights(np.linspace(0.7, 0.3, K), c.retriever.score_scale)  # typical scores of unit vectors
     questions = [
         ensemble.prompted(m.example.id, m.example.prompt, [passage.content for passage in m.passages], logw_K)
-        for m in _questions(pipeline, records, K)
+        for m in _questions(pipeline, pipeline.test_examples, records, K)
     ]
     stops = np.flatnonzero(stop_tokens(pipeline.tokenizer, ensemble.lm.config.vocab_size)).tolist()
 
@@ -240,12 +239,11 @@ KINDS: dict[str, Callable[[Pipeline, int, Path], Work]] = {"embed": _embed, "sco
 # -- records ------------------------------------------------------------------------------------------------------------------------
 
 
-def _questions(pipeline: Pipeline, count: int, k: int) -> list[Retrieved]:
+def _questions(pipeline: Pipeline, examples: Sequence[Example], count: int, k: int) -> list[Retrieved]:
     """Questions with k passages: those of the document that answers, then the ones after it. Speed needs no retrieval, and so no index."""
-    store, examples = pipeline.store, pipeline.test_examples
     if count > len(examples):
-        raise InputError(f"bench: {count} questions, the test set has {len(examples)} (config.test.limit)")
-    return [_with_passages(store, example, i * k, k) for i, example in enumerate(examples[:count])]
+        raise InputError(f"bench: {count} questions, the set has {len(examples)} (config.train.limit, config.test.limit)")
+    return [_with_passages(pipeline.store, example, i * k, k) for i, example in enumerate(examples[:count])]
 
 
 def _with_passages(store, example: Example, otherwise: int, k: int) -> Retrieved:
@@ -265,82 +263,24 @@ def _whole_epoch(data: Iterator, instances: int) -> list[tuple[Any, np.ndarray]]
     return found
 
 
-def _instance(source: batches.PassageInstances, number: int) -> Instance:
-    i, j = (int(x) for x in source.pairs[number])
-    member = source.retrieved[i]
-    return source.maker.instance(member.example.id, member.example.prompt, member.passages[j].content, member.example.target, close=True)
+def _unpacked(features: dict[str, np.ndarray]) -> dict[str, Any]:
+    """A training instance as the peer reads it; the first slot stands before the first target token."""
+    return {"tokens": features["tokens"].tolist(), "target_start": int(features["slots"][0]) + 1}
 
 
 def _plain(instance: Instance) -> dict[str, Any]:
     return {"tokens": instance.tokens_T.tolist(), "target_start": instance.target_start}
 
 
-def _lm(pipeline: Pipeline, folder: Path) -> nnx.Module:
-    """The LM as the pipeline holds it; its float32 weights go to `folder`/lm for the peer first."""
+def _export_lm(pipeline: Pipeline, folder: Path) -> None:
+    """The untuned LM's float32 weights in `folder`/lm, for the peer."""
     export_lm(load_lm(pipeline.config.lm.checkpoint), pipeline.tokenizer, folder / "lm")
-    return pipeline.lm(tuned=False)
 
 
-# -- repetitions --------------------------------------------------------------------------------------------------------------------
+# -- figures ------------------------------------------------------------------------------------------------------------------------
 
 
-class _Peer:
-    """A process of the peer's Python: one line "run" in, one JSON line out; nothing is imported twice."""
-
-    def __init__(self, python: str, job: dict[str, Any], folder: Path):
-        path = folder / "job.json"
-        path.write_text(json.dumps(job))
-        try:
-            self.process = subprocess.Popen([python, str(PEER), str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        except OSError as error:
-            raise InputError(f"--peer_python {python}: {error.strerror}") from error
-
-    def __enter__(self) -> _Peer:
-        self._read()
-        return self
-
-    def __call__(self) -> dict[str, Any]:
-        self.process.stdin.write("run\n")
-        self.process.stdin.flush()
-        return self._read()
-
-    def __exit__(self, *_) -> None:
-        self.process.stdin.close()
-        self.process.wait(timeout=60)
-
-    def _read(self) -> dict[str, Any]:
-        while line := self.process.stdout.readline():
-            if line.startswith("{"):
-                return json.loads(line)
-        raise InputError(f"the peer ({PEER.name}) ended with status {self.process.wait()}: its Python needs torch and transformers")
-
-
-def _repeat(work: Work, peer: _Peer | None, repetitions: int) -> tuple[list[dict], list[dict], tuple[Any, Any]]:
-    """(our runs, the peer's, the outputs of the first runs); the first run of each warms up (compiles) and is not counted."""
-    ours: list[dict] = []
-    theirs: list[dict] = []
-    outputs: tuple[Any, Any] = (None, None)
-    for i in range(repetitions + 1):
-        mine = _timed(work.run)
-        other = peer() if peer else None
-        say(f"bench: run {i} ours {mine['seconds']:.2f} s" + (f", peer {other['seconds']:.2f} s" if other else "") + (" (warm-up)" if not i else ""))
-        if i == 0:
-            outputs = (mine["outputs"], other and other["outputs"])
-        else:
-            ours.append(mine)
-            theirs += [other] if other else []
-    return ours, theirs, outputs
-
-
-def _timed(run: Callable[[], Any]) -> dict[str, Any]:
-    began, cpu = time.perf_counter(), time.process_time()
-    outputs = jax.block_until_ready(run())
-    seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - cpu
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-    return {"seconds": seconds, "cpu_seconds": cpu_seconds, "peak_mib": peak, "outputs": outputs}
-
-
-def _speeds(work: Work, runs: Sequence[dict[str, Any]]) -> dict[str, float]:
+def _speeds(work: Work, runs: Sequence[Run]) -> dict[str, float]:
     per_s = sorted(work.amount / run["seconds"] for run in runs)
     median = statistics.median(per_s)
     cpu = statistics.median(run["cpu_seconds"] for run in runs)
@@ -353,13 +293,10 @@ def _speeds(work: Work, runs: Sequence[dict[str, Any]]) -> dict[str, float]:
     }
 
 
+def _ratio(ours: Sequence[Run], theirs: Sequence[Run], what: str) -> float:
+    """How many times as much the peer takes, by medians."""
+    return round(statistics.median(run[what] for run in theirs) / statistics.median(run[what] for run in ours), 3)
+
+
 def _span(speeds: dict[str, float]) -> str:
     return f"{speeds['median']:g} ({speeds['least']:g}–{speeds['most']:g}), peak {speeds['peak_mib']} MiB"
-
-
-def _dtype(pipeline: Pipeline, kind: str) -> str:
-    return pipeline.config.retriever.dtype if kind == "embed" else pipeline.config.lm.dtype
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0))

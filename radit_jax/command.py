@@ -29,7 +29,9 @@ def config_flag() -> Any:
 
 def pipeline(config: Any) -> Any:
     """The pipeline of the flags. Without --config and overrides, a workdir is opened with the config that made it."""
-    from radit_jax.pipeline import Pipeline, stored_config  # slow imports after the flags, so that a wrong flag is answered at once
+    # Slow imports after the flags, so that a wrong flag is answered at once.
+    from radit_jax.inputs import stored_config
+    from radit_jax.pipeline import Pipeline
 
     workdir = flags.FLAGS.workdir or config.value.workdir
     chosen = any(re.match(r"--?config[.=]", argument) for argument in sys.argv[1:])

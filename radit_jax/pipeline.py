@@ -10,7 +10,6 @@ Retrieval and LM scores are computed once, with the untuned models, and then onl
 from __future__ import annotations
 
 import functools
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -21,14 +20,12 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
-from radit_jax import artifacts, sharding
+from radit_jax import artifacts, inputs, sharding
 from radit_jax.artifacts import Artifact
 from radit_jax.checkpoint import load_params
 from radit_jax.data import corpus, training_sets
 from radit_jax.data.instances import InstanceMaker
-from radit_jax.data.invented import Invented
 from radit_jax.data.prompts import completion_example
-from radit_jax.data.questions import Question
 from radit_jax.data.tokenizer import Tokenizer, load_tokenizer
 from radit_jax.errors import InputError
 from radit_jax.evaluation import evaluate
@@ -39,10 +36,8 @@ from radit_jax.retrieval import embed, retrieve, search
 from radit_jax.training import tune
 from radit_jax.types import Example
 from radit_jax.weights.encoder import load_encoder
-from radit_jax.weights.hf import resolve
 from radit_jax.weights.lm import load_lm
 
-INVENTED = "invented"
 SCANN_FROM = 20_000  # passages from which index = "auto" builds ScaNN
 EMBED_SHARD = 8_192  # passages between two writes: what a kill can lose
 # Rows of the table: (name, LM tuned?, query encoder tuned?); None: no retrieval.
@@ -64,7 +59,7 @@ class Pipeline:
         self.mesh = sharding.make_mesh(config.mesh.data, config.mesh.model)
         self.seconds: dict[str, float] = {}
         self._loaded: tuple[bool, nnx.Module] | None = None
-        self._claim()
+        self.inputs = inputs.claim(config, self.workdir)
 
     # -- corpus, vectors, index ---------------------------------------------------------------------------------------------------------
 
@@ -74,7 +69,8 @@ class Pipeline:
         made_from = {"source": self.inputs["corpus.source"], "max_words": c.max_words}
 
         def write(folder: Path) -> dict[str, Any]:
-            documents = self._invented.corpus() if self._is_invented else corpus.documents(c.source, c.max_bad_records)
+            made_up = inputs.is_invented(c.source)
+            documents = inputs.invented(c.source).corpus() if made_up else corpus.documents(c.source, c.max_bad_records)
             return corpus.build_store(documents, folder, max_words=c.max_words)
 
         return self._stage("passages", made_from, write)
@@ -123,18 +119,14 @@ class Pipeline:
     @functools.cached_property
     def train_examples(self) -> list[Example]:
         """The training questions, with markers drawn per example. Test splits raise (SPEC trap 8)."""
-        c = self.config.train
-        card = training_sets.card_for(c.source)
-        if c.source == INVENTED and c.split != "train":
-            raise InputError(f"train.split is {c.split!r}: only the train split may be trained on")
-        questions = self._questions(c, training_sets.training_questions)
-        return card.training_examples(questions, self.config.seed)
+        card = training_sets.card_for(self.config.train.source)
+        return card.training_examples(inputs.questions(self.config, "train"), self.config.seed)
 
     @functools.cached_property
     def test_examples(self) -> list[Example]:
         """The questions of the table."""
-        c = self.config.test
-        return training_sets.card_for(c.source).evaluation_examples(self._questions(c, training_sets.evaluation_questions))
+        card = training_sets.card_for(self.config.test.source)
+        return card.evaluation_examples(inputs.questions(self.config, "test"))
 
     @functools.cached_property
     def completion_examples(self) -> list[Example]:
@@ -348,36 +340,6 @@ class Pipeline:
         self.seconds[name] = artifact.facts["seconds"]
         return artifact
 
-    def _questions(self, c: ConfigDict, load: Callable[..., list[Question]]) -> list[Question]:
-        if c.source == INVENTED:
-            if not self._is_invented:
-                raise InputError(
-                    f"questions from {INVENTED!r} need the corpus {INVENTED}:passages=N,seed=S, found {self.config.corpus.source}"
-                )
-            return list(self._invented.questions(c.split, c.limit or self._invented.count(c.split)))
-        return load(
-            training_sets.card_for(c.source),
-            split=c.split or None,
-            limit=c.limit or None,
-            max_bad_records=self.config.corpus.max_bad_records,
-        )
-
-    @property
-    def _is_invented(self) -> bool:
-        return self.config.corpus.source.partition(":")[0] == INVENTED
-
-    @functools.cached_property
-    def _invented(self) -> Invented:
-        """The encyclopedia of `invented:passages=N,seed=S`."""
-        source = self.config.corpus.source
-        try:
-            fields = dict(part.split("=") for part in source.partition(":")[2].split(",") if part)
-            return Invented(**{key: int(value) for key, value in fields.items()})
-        except (ValueError, TypeError) as error:
-            if isinstance(error, InputError):
-                raise
-            raise InputError(f"corpus.source is {source!r}, expected invented:passages=N,seed=S") from None
-
     def _placer(self, rules) -> Callable[[str, np.ndarray], jax.Array]:
         """Puts a parameter on the mesh as it is read."""
 
@@ -387,49 +349,11 @@ class Pipeline:
 
         return place
 
-    def _claim(self) -> None:
-        """A workdir belongs to one set of inputs: another corpus, question file or checkpoint is an error that names it."""
-        c = self.config
-        named = {
-            "corpus.source": c.corpus.source,
-            "train.source": c.train.source,
-            "lm.checkpoint": c.lm.checkpoint,
-            "retriever.query_encoder": c.retriever.query_encoder,
-            "retriever.document_encoder": c.retriever.document_encoder,
-        }
-        self.inputs = {field: _identity(source, is_data=field.endswith(".source")) for field, source in named.items()}
-        path = self.workdir / "inputs.json"
-        before = json.loads(path.read_text()) if path.exists() else self.inputs
-        changed = [f"{field} was {before.get(field)}, now {value}" for field, value in self.inputs.items() if before.get(field) != value]
-        if changed:
-            raise InputError(f"{self.workdir} was made with other inputs ({'; '.join(changed)}): choose another --workdir")
-        self.workdir.mkdir(parents=True, exist_ok=True)
-        artifacts.write_json(path, self.inputs)
-        artifacts.write_json(self.workdir / "config.json", c.to_dict())
-
-
-def stored_config(workdir: str | Path, default: ConfigDict) -> ConfigDict:
-    """The config that made this workdir, or the default where there is none yet."""
-    path = Path(workdir) / "config.json"
-    return ConfigDict(json.loads(path.read_text())).lock() if path.exists() else default
-
-
 def encode_with(encoder: nnx.Module) -> Callable[[jax.Array, jax.Array], jax.Array]:
     """The encoder as a jitted function (tokens_BxT, mask_BxT) → vectors_BxE."""
     graphdef, params = nnx.split(encoder)
     run = jax.jit(lambda params, tokens_BxT, mask_BxT: nnx.merge(graphdef, params)(tokens_BxT, mask_BxT))
     return lambda tokens_BxT, mask_BxT: run(params, tokens_BxT, mask_BxT)
-
-
-def _identity(source: str, *, is_data: bool) -> str:
-    """What a corpus, question set or checkpoint is, whatever its path: names of generated and catalogued data, content of files."""
-    if not is_data:
-        return artifacts.identity(resolve(source))
-    if source.partition(":")[0] in (INVENTED, "tfds") or source in training_sets.CARDS:
-        return source
-    if not Path(source).exists():
-        raise InputError(f"{source}: no such file or folder")
-    return artifacts.identity(Path(source))
 
 
 def _that_matter(c: ConfigDict) -> dict[str, Any]:

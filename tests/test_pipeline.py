@@ -14,7 +14,7 @@ from conftest import ROOT
 
 from radit_jax.weights.export import export_encoder, export_lm
 
-ENV = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "PYTHONPATH": str(ROOT)}
+ENV = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "PYTHONPATH": str(ROOT), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
 # Where each stage is killed: as soon as this is there.
 KILLS = (
     "passages-*.partial",
@@ -29,6 +29,7 @@ KILLS = (
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory) -> Path:
+    ENV["JAX_COMPILATION_CACHE_DIR"] = str(tmp_path_factory.mktemp("compiled"))  # each program is compiled once for all the runs here
     folder = tmp_path_factory.mktemp("models")
     export_lm(tiny.lm(), tiny.tokenizer(), folder / "lm")
     export_encoder(tiny.encoder(), tiny.tokenizer(), folder / "encoder")

@@ -63,11 +63,10 @@ def test_each_passage_and_the_examples_own_text_make_an_instance():
 
 
 def test_accumulated_micro_batches_equal_one_batch():
-    batch, _ = next(tiny.lm_data(rows=4))
+    # Micro-batches with different numbers of output tokens: a mean of their means would be another loss.
+    batch = next(batch for batch, _ in tiny.lm_data(rows=4) if len(set(batch.weights_BxP.reshape(2, -1).sum(-1))) == 2)
     one, metrics = tiny.lm_step()(tiny.lm_state(), batch)
     two, metrics_2 = tiny.lm_step()(tiny.lm_state(), reshaped(batch, 2, 2))
-    counts = batch.weights_BxP.reshape(2, -1).sum(-1)
-    assert counts[0] != counts[1]  # a mean of the micro-batches' means would be another loss
     for key in metrics:
         np.testing.assert_allclose(metrics[key], metrics_2[key], rtol=1e-5, err_msg=key)
     equal(two, one, atol=1e-5)
@@ -76,19 +75,23 @@ def test_accumulated_micro_batches_equal_one_batch():
 @pytest.mark.parametrize("mesh", [(2, 2), (4, 1)])
 def test_lm_step_on_a_mesh_equals_one_device(mesh):
     step, one = tiny.lm_step(*mesh), tiny.lm_step()
-    state, expected = tiny.lm_state(), tiny.lm_state()
-    for batch, _ in itertools.islice(tiny.lm_data(rows=4), 2):
-        (state, metrics), (expected, metrics_1) = step(state, batch), one(expected, batch)
-    np.testing.assert_allclose(metrics["loss"], metrics_1["loss"], atol=1e-4)
-    q = state.params["blocks"]["attention"]["q"]["kernel"][...]
-    assert len({shard.index for shard in q.addressable_shards}) == 4  # cut in four, not copied
+    state, expected = tiny.lm_state(*mesh), tiny.lm_state()
+    data = tiny.lm_data(rows=4)
+    batch, _ = next(data)
+    (state, metrics), (expected, metrics_1) = step(state, batch), one(expected, batch)
     equal(state, expected, atol=1e-4)
+    for key in metrics:
+        np.testing.assert_allclose(metrics[key], metrics_1[key], rtol=1e-4, err_msg=key)
+    q = state.params["blocks"]["attention"]["q"]["kernel"][...]
+    assert len({str(shard.index) for shard in q.addressable_shards}) == 4  # cut in four, not copied
+    batch, _ = next(data)
+    np.testing.assert_allclose(step(state, batch)[1]["loss"], one(expected, batch)[1]["loss"], rtol=1e-4)
 
 
 @pytest.mark.parametrize("mesh", [(2, 2), (4, 1)])
 def test_lsr_step_on_a_mesh_equals_one_device(mesh):
     step, one = tiny.lsr_step(*mesh), tiny.lsr_step()
-    state, expected = tiny.lsr_state(), tiny.lsr_state()
+    state, expected = tiny.lsr_state(*mesh), tiny.lsr_state()
     for batch, _ in itertools.islice(tiny.lsr_data(batch=4), 2):
         (state, metrics), (expected, metrics_1) = step(state, batch), one(expected, batch)
     for key in metrics:
@@ -105,19 +108,20 @@ def test_a_parameter_without_a_sharding_rule_raises():
 
 def test_an_lm_learns_one_batch_by_heart_in_one_compile(monkeypatch):
     monkeypatch.setattr(steps, "lm_step", chex.assert_max_traces(steps.lm_step, n=1))
-    tx = optim.make_optimizer(dataclasses.replace(tiny.OPTIMIZER, peak_lr=2e-2, decay="constant", eps=1e-8), 60)
+    tx = optim.make_optimizer(dataclasses.replace(tiny.OPTIMIZER, peak_lr=5e-3, final_lr=1e-4, eps=1e-8), 150)
     graphdef, params = tiny.parts(tiny.lm())
-    state = steps.init_state(params, tx)
-    step = steps.compile_step(steps.lm_step, graphdef, tx, state, sharding.make_mesh(1, 1), sharding.LM_RULES)
+    mesh = sharding.make_mesh(1, 1)
+    state = tiny.born(params, tx, sharding.LM_RULES, mesh)
+    step = steps.compile_step(steps.lm_step, graphdef, tx, state, mesh, sharding.LM_RULES)
     data = tiny.lm_data(rows=2)
     for batch, _ in itertools.islice(data, 2):  # other batches meet the same compiled step
         step(jax.tree.map(jnp.copy, state), batch)
     losses = []
-    for _ in range(60):
+    for _ in range(150):
         state, metrics = step(state, batch)
         losses.append(float(metrics["loss"]))
     assert losses[0] > 2 and losses[-1] < 0.1
-    assert int(state.step) == 60
+    assert int(state.step) == 150
 
 
 def test_the_query_encoder_learns_the_order_of_the_lm():

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import tiny
 
+from radit_jax import inputs
 from radit_jax.data import packing, training_sets
 from radit_jax.errors import InputError
 from radit_jax.inference.ensemble import Ensemble, mix_logprobs, passage_logweights
 from radit_jax.inference.score import Scorer
-from radit_jax.pipeline import Pipeline
 from radit_jax.training import batches, losses, steps
 from radit_jax.training.losses import LsrOptions
 from radit_jax.types import LsrBatch
@@ -283,16 +283,14 @@ def test_trap_8_test_splits_and_evaluation_sets_are_not_trained_on(source, split
         training_sets.training_questions(training_sets.card_for(source), split=split)
 
 
-def test_trap_8_the_pipeline_refuses_the_invented_test_split(tmp_path):
+def test_trap_8_the_invented_test_split_is_refused():
     spec = importlib.util.spec_from_file_location("common", CONFIGS / "common.py")
     common = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(common)
     config = common.base()
-    (tmp_path / "checkpoint").mkdir()
-    config.lm.checkpoint = config.retriever.query_encoder = config.retriever.document_encoder = str(tmp_path / "checkpoint")
     config.train.split = "test"
     with pytest.raises(InputError, match="train.split is 'test'"):
-        Pipeline(config, tmp_path / "work").train_examples  # noqa: B018
+        inputs.questions(config, "train")
 
 
 # -- 9: prompt and target tokenized together -------------------------------------------------------------------------------------

@@ -37,7 +37,7 @@ ENCODER_CONFIG = EncoderConfig(
 )
 OPTIMIZER = OptimizerOptions(peak_lr=1e-2, final_lr=1e-3, warmup_steps=0, eps=1e-3, weight_decay=0.01)
 STEPS = 6  # of the schedule
-ROW = 96  # tokens of a packed row, and of a row of `logprobs`
+ROW = 160  # tokens of a packed row, and of a row of `logprobs`
 OUTPUT_SLOTS = 24
 WORDS = ("moss", "tern", "loch", "ruby", "vale", "oak", "iris", "flint", "dune", "wren")
 
@@ -147,12 +147,18 @@ def lsr_data(*, batch: int = 4, seed: int = 0) -> batches.Batches:
 # -- compiled steps, one for each mesh and shared by all tests --------------------------------------------------------------------------
 
 
-def lm_state() -> TrainState:
-    return steps.init_state(parts(lm())[1], make_optimizer(OPTIMIZER, STEPS))
+def born(params, tx, rules, mesh) -> TrainState:
+    """Step 0, where the compiled step will leave the later states: otherwise its second call would be another compile."""
+    state = steps.init_state(params, tx)
+    return jax.device_put(state, sharding.shardings(state, rules, mesh))
 
 
-def lsr_state() -> TrainState:
-    return steps.init_state(parts(encoder())[1], make_optimizer(OPTIMIZER, STEPS))
+def lm_state(data: int = 1, model: int = 1) -> TrainState:
+    return born(parts(lm())[1], make_optimizer(OPTIMIZER, STEPS), sharding.LM_RULES, sharding.make_mesh(data, model))
+
+
+def lsr_state(data: int = 1, model: int = 1) -> TrainState:
+    return born(parts(encoder())[1], make_optimizer(OPTIMIZER, STEPS), sharding.ENCODER_RULES, sharding.make_mesh(data, model))
 
 
 @functools.cache

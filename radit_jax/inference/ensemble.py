@@ -21,6 +21,8 @@ from flax import nnx
 
 from radit_jax.data.instances import InstanceMaker, bucket, pad_rows
 from radit_jax.errors import InputError
+from radit_jax.models.layers import as_bits, from_bits
+from radit_jax.models.lm import KVCache
 from radit_jax.training.losses import NEGATIVE, token_logprobs
 from radit_jax.types import PyTree
 
@@ -177,9 +179,8 @@ def stop_tokens(tokenizer, vocab_size: int) -> np.ndarray:
 
 # The device functions. B is the batch of questions, K their prompts; the LM sees one prompt per row and `vmap` runs it over K (axis 1).
 
-
-def _over_k(function: Callable, in_axes, out_axes=1) -> Callable:
-    return jax.vmap(function, in_axes=in_axes, out_axes=out_axes)
+# Where K is in a cache: after L, for a scan over layers would otherwise transpose the cache in every step; all prompts write the same slot.
+CACHE_K = KVCache(k_LxBxSxGxh=1, v_LxBxSxGxh=1, positions_BxS=0, next_slot=None)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 4))
@@ -192,8 +193,7 @@ def prefill(graphdef: nnx.GraphDef, params: PyTree, tokens_BxKxT: jax.Array, len
         last_BxD = jnp.take_along_axis(hidden_BxTxD, (lengths_B - 1)[:, None, None], axis=1)[:, 0]
         return jax.nn.log_softmax(lm.logits(last_BxD)), cache
 
-    last_KxBxV, cache = _over_k(one, (1, 1), 0)(tokens_BxKxT, lengths_BxK)
-    return jnp.swapaxes(last_KxBxV, 0, 1), cache  # the cache keeps K as its first axis
+    return jax.vmap(one, in_axes=(1, 1), out_axes=(1, CACHE_K))(tokens_BxKxT, lengths_BxK)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 6))
@@ -201,11 +201,7 @@ def decode_each(graphdef, params, last_BxKxV, lengths_BxK, cache, stops_V, new_t
     """Greedy decoding of every prompt on its own: (ids_BxKxS with −1 after the end, logp_BxK of the ids and their end)."""
     lm = nnx.merge(graphdef, params)
 
-    def choose_token(logp_BxKxV):
-        return jnp.argmax(logp_BxKxV, -1).astype(jnp.int32), jnp.max(logp_BxKxV, -1)
-
-    step = _over_k(lm.decode_step, (1, 1, 0), (1, 0))
-    return _decode(step, choose_token, lambda logp: logp, last_BxKxV, lengths_BxK, cache, stops_V, new_tokens)
+    return _decode(_step(lm), _most_likely, last_BxKxV, lengths_BxK, cache, stops_V, new_tokens)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 7))
@@ -214,24 +210,40 @@ def decode_mixture(graphdef, params, last_BxKxV, lengths_BxK, cache, logw_BxK, s
     lm = nnx.merge(graphdef, params)
     k = lengths_BxK.shape[1]
 
-    def mixed(logp_BxKxV):
-        return jax.vmap(mix_logprobs)(logp_BxKxV, logw_BxK)[:, None]
-
-    def choose_token(logp_Bx1xV):
-        return jnp.argmax(logp_Bx1xV, -1).astype(jnp.int32), jnp.max(logp_Bx1xV, -1)
-
-    inner = _over_k(lm.decode_step, (1, 1, 0), (1, 0))
+    def choose_token(logits_BxKxV):
+        logp_BxKxV = jax.nn.log_softmax(logits_BxKxV)
+        return _most_likely(jax.vmap(mix_logprobs)(logp_BxKxV, logw_BxK)[:, None])
 
     def step(token_Bx1, positions_BxK, cache):
-        return inner(jnp.repeat(token_Bx1, k, axis=1), positions_BxK, cache)
+        return _step(lm)(jnp.repeat(token_Bx1, k, axis=1), positions_BxK, cache)
 
-    ids_Bx1xS, logp_Bx1 = _decode(step, choose_token, mixed, last_BxKxV, lengths_BxK, cache, stops_V, new_tokens)
+    ids_Bx1xS, logp_Bx1 = _decode(step, choose_token, last_BxKxV, lengths_BxK, cache, stops_V, new_tokens)
     return ids_Bx1xS[:, 0], logp_Bx1[:, 0]
 
 
-def _decode(step, choose_token, mixed, last_BxKxV, lengths_BxK, cache, stops_V, new_tokens: int):
+def _step(lm: nnx.Module) -> Callable:
+    """(token_BxK, positions_BxK, cache) → (logits_BxKxV, cache): one more token in every row."""
+
+    def one(token_B, positions_B, cache):
+        hidden_Bx1xD, k, v = lm.extend(token_B[:, None], positions_B[:, None], jnp.ones_like(token_B)[:, None], cache)
+        return lm.logits(hidden_Bx1xD[:, 0]), k, v
+
+    def step(token_BxK, positions_BxK, cache):
+        logits_BxKxV, k, v = jax.vmap(one, in_axes=(1, 1, CACHE_K), out_axes=1)(token_BxK, positions_BxK, cache)
+        # The write stands outside: vmap's rule for it would transpose the whole cache and back.
+        return logits_BxKxV, cache.append(k, v, positions_BxK.T[..., None])
+
+    return step
+
+
+def _most_likely(logits_xV: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(token, its log-probability) by logits, or by log-probabilities, whose normaliser is 0."""
+    return jnp.argmax(logits_xV, -1).astype(jnp.int32), jnp.max(logits_xV, -1) - jax.nn.logsumexp(logits_xV, axis=-1)
+
+
+def _decode(step, choose_token, last_BxKxV, lengths_BxK, cache, stops_V, new_tokens: int):
     """The loop both levels share; it ends when every row has ended. R rows per question: K (each on its own) or 1 (the mixture)."""
-    token_BxR, logp_BxR = choose_token(mixed(last_BxKxV))
+    token_BxR, logp_BxR = choose_token(last_BxKxV)
     ids_BxRxS = jnp.full((*token_BxR.shape, new_tokens), -1, jnp.int32)
 
     def running(carry):
@@ -243,12 +255,13 @@ def _decode(step, choose_token, mixed, last_BxKxV, lengths_BxK, cache, stops_V, 
         total_BxR = total_BxR + jnp.where(done_BxR, 0.0, logp_BxR)
         done_BxR = done_BxR | stops_V[token_BxR]
         ids_BxRxS = ids_BxRxS.at[:, :, s].set(jnp.where(done_BxR, -1, token_BxR))
-        logits_BxKxV, cache = step(token_BxR, lengths_BxK + s, cache)
-        token_BxR, logp_BxR = choose_token(mixed(jax.nn.log_softmax(logits_BxKxV)))
-        return s + 1, token_BxR, done_BxR, total_BxR, logp_BxR, ids_BxRxS, cache
+        logits_BxKxV, cache = step(token_BxR, lengths_BxK + s, jax.tree.map(from_bits, cache))
+        token_BxR, logp_BxR = choose_token(logits_BxKxV)
+        return s + 1, token_BxR, done_BxR, total_BxR, logp_BxR, ids_BxRxS, jax.tree.map(as_bits, cache)
 
     done_BxR = jnp.zeros(token_BxR.shape, bool)
-    carry = (jnp.int32(0), token_BxR, done_BxR, jnp.zeros_like(logp_BxR), logp_BxR, ids_BxRxS, cache)
+    bits = jax.tree.map(as_bits, cache)  # written and sliced in every step
+    carry = (jnp.int32(0), token_BxR, done_BxR, jnp.zeros_like(logp_BxR), logp_BxR, ids_BxRxS, bits)
     _, _, _, total_BxR, _, ids_BxRxS, _ = jax.lax.while_loop(running, body, carry)
     return ids_BxRxS, total_BxR
 
@@ -269,20 +282,29 @@ def score_candidates(graphdef, params, last_BxKxV, lengths_BxK, cache, ids_BxCxA
     segment_ids_BxCA = jnp.where(real_BxCxA, jnp.arange(1, count + 1)[None, :, None], 0).reshape(batch, -1)
     length_BxC = jnp.sum(real_BxCxA, -1)
 
-    def one(last_BxV, lengths_B, cache):
+    def read(lengths_B, cache):
         positions_BxCxA = lengths_B[:, None, None] + jnp.broadcast_to(jnp.arange(width)[None, None], ids_BxCxA.shape)
         hidden, _, _ = lm.extend(tokens_BxCxA.reshape(batch, -1), positions_BxCxA.reshape(batch, -1), segment_ids_BxCA, cache)
-        logits_BxCxAxV = lm.logits(hidden).reshape(batch, count, width, -1)
+        return hidden.reshape(batch, count, width, -1)
+
+    def one(last_BxV, hidden_BxCxAxD):
         first_BxC = jnp.take_along_axis(last_BxV, tokens_BxCxA[:, :, 0], axis=-1)
-        rest_BxCxA = token_logprobs(logits_BxCxAxV[:, :, :-1], tokens_BxCxA[:, :, 1:])
+        rest_BxCxA = token_logprobs(lm.logits(hidden_BxCxAxD[:, :, :-1]), tokens_BxCxA[:, :, 1:])
         logp_BxC = jnp.where(length_BxC > 0, first_BxC, 0.0) + jnp.sum(jnp.where(real_BxCxA[:, :, 1:], rest_BxCxA, 0.0), -1)
         if not ends:
             return logp_BxC
-        stop_BxV = jnp.where(stops_V[None], last_BxV, NEGATIVE)
-        end_BxCxA = jax.nn.logsumexp(jnp.where(stops_V[None, None, None], jax.nn.log_softmax(logits_BxCxAxV), NEGATIVE), axis=-1)
-        at_end_BxC = jnp.take_along_axis(end_BxCxA, jnp.maximum(length_BxC - 1, 0)[..., None], axis=-1)[..., 0]
-        return logp_BxC + jnp.where(length_BxC > 0, at_end_BxC, jax.nn.logsumexp(stop_BxV, -1)[:, None])
+        at_end_BxCx1x1 = jnp.maximum(length_BxC - 1, 0)[..., None, None]
+        at_end_BxCxD = jnp.take_along_axis(hidden_BxCxAxD, at_end_BxCx1x1, axis=2)[:, :, 0]
+        end_BxC, no_tokens_B = _end_logprob(lm.logits(at_end_BxCxD), stops_V), _end_logprob(last_BxV, stops_V)
+        return logp_BxC + jnp.where(length_BxC > 0, end_BxC, no_tokens_B[:, None])
 
+    hidden_KxBxCxAxD = jax.vmap(read, in_axes=(1, CACHE_K))(lengths_BxK, cache)
     # `map`, not vmap: the logits of one prompt at a time, for a (K, B, C·A, V) array would be gigabytes.
-    logp_KxBxC = jax.lax.map(lambda args: one(*args), (jnp.swapaxes(last_BxKxV, 0, 1), lengths_BxK.T, cache))
+    logp_KxBxC = jax.lax.map(lambda args: one(*args), (jnp.swapaxes(last_BxKxV, 0, 1), hidden_KxBxCxAxD))
     return jnp.swapaxes(logp_KxBxC, 0, 1)
+
+
+def _end_logprob(logits_xV: jax.Array, stops_V: jax.Array) -> jax.Array:
+    """log-probability that the answer ends here: of all stop tokens together."""
+    stops_xV = stops_V.reshape((1,) * (logits_xV.ndim - 1) + (-1,))
+    return jax.nn.logsumexp(jnp.where(stops_xV, logits_xV, NEGATIVE), axis=-1) - jax.nn.logsumexp(logits_xV, axis=-1)

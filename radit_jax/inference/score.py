@@ -26,9 +26,8 @@ def target_logprobs(
 ) -> jax.Array:
     """Σ_t log p(y_t | y_<t, c∘x) per row, float32 nats. slots point at the token *before* each label; −1 marks an unused slot."""
     lm = nnx.merge(graphdef, params)
-    positions_BxT = jnp.broadcast_to(jnp.arange(tokens_BxT.shape[1], dtype=jnp.int32)[None], tokens_BxT.shape)
-    segment_ids_BxT = (positions_BxT < lengths_B[:, None]).astype(jnp.int32)
-    hidden_BxTxD = lm.hidden(tokens_BxT, positions_BxT, segment_ids_BxT)
+    # Into a cache that nobody reads, and that the compiler therefore leaves out: `prefill` is the forward pass without gradients.
+    hidden_BxTxD, _ = lm.prefill(tokens_BxT, lengths_B, tokens_BxT.shape[1])
     hidden_BxPxD = jnp.take_along_axis(hidden_BxTxD, jnp.maximum(slots_BxP, 0)[..., None], axis=1)
     logp_BxP = token_logprobs(lm.logits(hidden_BxPxD), labels_BxP)
     return jnp.sum(jnp.where(slots_BxP >= 0, logp_BxP, 0.0), axis=-1)

@@ -14,7 +14,19 @@ import jax.numpy as jnp
 from flax import nnx
 
 from radit_jax.models.attention import FAR, Attention, Keys, distances
-from radit_jax.models.layers import DOT, Embed, GatedMlp, Linear, RMSNorm, RopeScaling, dot, rope_frequencies, rope_tables
+from radit_jax.models.layers import (
+    DOT,
+    Embed,
+    GatedMlp,
+    Linear,
+    RMSNorm,
+    RopeScaling,
+    as_bits,
+    dot,
+    from_bits,
+    rope_frequencies,
+    rope_tables,
+)
 
 # What the backward pass keeps from the forward pass of a layer, and so what it computes twice.
 REMAT = {
@@ -69,14 +81,20 @@ class KVCache:
     next_slot: jax.Array  # int32 scalar: where the next token of every row goes
 
     def append(self, k_LxBxTxGxh: jax.Array, v_LxBxTxGxh: jax.Array, positions_BxT: jax.Array) -> KVCache:
-        """Writes T new tokens at `next_slot`. Past the capacity the last slots are overwritten: make it large enough."""
-        at, zero = self.next_slot, jnp.int32(0)
-        where = (zero, zero, at, zero, zero)
+        """Writes T new tokens at `next_slot`. Past the capacity the last slots are overwritten: make it large enough.
+
+        Any axes more (of prompts side by side) stand before the named ones or after L, alike in the cache and in what is written.
+        """
+
+        def write(old: jax.Array, new: jax.Array, axis: int) -> jax.Array:
+            bits = jax.lax.dynamic_update_slice_in_dim(as_bits(old), as_bits(new.astype(old.dtype)), self.next_slot, axis)
+            return from_bits(bits)
+
         return KVCache(
-            jax.lax.dynamic_update_slice(self.k_LxBxSxGxh, k_LxBxTxGxh.astype(self.k_LxBxSxGxh.dtype), where),
-            jax.lax.dynamic_update_slice(self.v_LxBxSxGxh, v_LxBxTxGxh.astype(self.v_LxBxSxGxh.dtype), where),
-            jax.lax.dynamic_update_slice(self.positions_BxS, positions_BxT.astype(jnp.int32), (zero, at)),
-            at + positions_BxT.shape[1],
+            write(self.k_LxBxSxGxh, k_LxBxTxGxh, -3),
+            write(self.v_LxBxSxGxh, v_LxBxTxGxh, -3),
+            write(self.positions_BxS, positions_BxT, -1),
+            self.next_slot + positions_BxT.shape[-1],
         )
 
 
@@ -172,10 +190,15 @@ class LM(nnx.Module):
             past_BxTxS = distances(positions_BxT, cache.positions_BxS, there)
         graphdef, stacked = nnx.split(self.blocks)
 
+        # Reading into a cache has no gradient, so that the layers' slices can be taken of bits.
+        sliced, whole = (as_bits, from_bits) if collect else (lambda x: x, lambda x: x)
+
         def layer(x_BxTxD, inputs):
             params, window, k_BxSxGxh, v_BxSxGxh = inputs
-            past = None if cache is None else Keys(k_BxSxGxh.swapaxes(1, 2), v_BxSxGxh.swapaxes(1, 2), past_BxTxS)
-            x_BxTxD, k, v = nnx.merge(graphdef, params)(x_BxTxD, rope, own_BxTxT, window, past)
+            past = None
+            if cache is not None:
+                past = Keys(whole(k_BxSxGxh.swapaxes(1, 2)), whole(v_BxSxGxh.swapaxes(1, 2)), past_BxTxS)
+            x_BxTxD, k, v = nnx.merge(graphdef, jax.tree.map(whole, params))(x_BxTxD, rope, own_BxTxT, window, past)
             return x_BxTxD, (k, v) if collect else (None, None)
 
         if c.remat != "none":
@@ -183,5 +206,6 @@ class LM(nnx.Module):
             layer = jax.checkpoint(layer, policy=REMAT[c.remat], prevent_cse=False)
         windows_L = jnp.asarray([FAR if w is None else w for w in c.windows or (None,) * c.layers], jnp.int32)
         past_k, past_v = (None, None) if cache is None else (cache.k_LxBxSxGxh, cache.v_LxBxSxGxh)
-        x_BxTxD, (k, v) = jax.lax.scan(layer, self.embed(tokens_BxT), (stacked, windows_L, past_k, past_v))
+        inputs = jax.tree.map(sliced, (stacked, windows_L, past_k, past_v))
+        x_BxTxD, (k, v) = jax.lax.scan(layer, self.embed(tokens_BxT), inputs)
         return self.final_norm(x_BxTxD), k, v

@@ -71,7 +71,7 @@ def config_from_gguf(file: GgufFile, kinds: Mapping[str, Any]) -> LmConfig:
     if file.architecture not in ARCHITECTURES:
         raise InputError(f"{file.where}: architecture {file.architecture!r}, expected one of {', '.join(ARCHITECTURES)}")
     if file.metadata("{arch}.expert_count", 0):
-        raise InputError(f"{file.where}: a mixture of experts ({{arch}}.expert_count > 0) is not an architecture we build")
+        raise InputError(f"{file.where}: {file.architecture}.expert_count > 0: a mixture of experts, expected a dense model")
     number = lambda key, default=REQUIRED: int(file.metadata("{arch}." + key, default))  # noqa: E731
     width, heads, layers = number("embedding_length"), number("attention.head_count"), number("block_count")
     window = number("attention.sliding_window", 0) if file.architecture in PERMUTED else 0

@@ -163,7 +163,7 @@ def similar(instances: list[dict]) -> list[list[dict]]:
 
 
 def generate(job: dict):
-    """Sequence-level ensemble: every prompt decodes greedily, each distinct answer gets its p_R-weighted probability under all k prompts."""
+    """Sequence level: every prompt decodes greedily, each distinct answer gets its p_R-weighted probability under all k prompts."""
     tokenizer = AutoTokenizer.from_pretrained(job["model"], local_files_only=True)
     model = AutoModelForCausalLM.from_pretrained(job["model"], **SETTINGS).eval()
     questions, stops = job["questions"], torch.tensor(job["stops"])
@@ -183,10 +183,10 @@ def generate(job: dict):
 
     def answer_batch(chosen: list[dict]) -> list[dict]:
         tokens, mask = pad([prompt for question in chosen for prompt in question["prompts"]], left=True)
-        first = model(input_ids=tokens, attention_mask=mask, position_ids=positions(mask), logits_to_keep=1)  # the candidates need its logits
+        first = model(input_ids=tokens, attention_mask=mask, position_ids=positions(mask), logits_to_keep=1)
         last, cache = first.logits[:, -1], first.past_key_values
         ids = decode(model, last, cache, mask, stops, job["max_new_tokens"])
-        cache.crop(tokens.shape[1])
+        cut(cache, tokens.shape[1])
         distinct = []
         for q in range(len(chosen)):
             texts: dict[str, list[int]] = {}
@@ -202,6 +202,12 @@ def generate(job: dict):
         return result
 
     return run
+
+
+def cut(cache: DynamicCache, length: int) -> None:
+    """Leaves the first `length` tokens."""
+    if (more := cache.get_seq_length() - length) > 0:
+        cache.crop(-more)
 
 
 def positions(mask: torch.Tensor) -> torch.Tensor:
@@ -227,8 +233,10 @@ def decode(model, last: torch.Tensor, cache: DynamicCache, mask: torch.Tensor, s
     return ids
 
 
-def candidates(model, listed, k: int, last: torch.Tensor, cache: DynamicCache, mask: torch.Tensor, stops: torch.Tensor) -> list[torch.Tensor]:
-    """log p(candidate and its end) of every question's candidates under its k prompts: (k, C) each. One pass over the cache per candidate rank."""
+def candidates(
+    model, listed: list[list[list[int]]], k: int, last: torch.Tensor, cache: DynamicCache, mask: torch.Tensor, stops: torch.Tensor
+) -> list[torch.Tensor]:
+    """log p(candidate and its end) of every question's candidates under its k prompts: (k, C) each. One pass per candidate rank."""
     width = mask.shape[1]
     logp = [torch.empty(k, len(texts)) for texts in listed]
     for rank in range(max(len(texts) for texts in listed)):
@@ -243,7 +251,7 @@ def candidates(model, listed, k: int, last: torch.Tensor, cache: DynamicCache, m
         seen = mask[rows]
         at = seen.sum(-1)[:, None] + torch.arange(tokens.shape[1])[None]
         logits = model(input_ids=tokens, attention_mask=torch.cat([seen, new], 1), position_ids=at, past_key_values=part).logits
-        cache.crop(width)
+        cut(cache, width)
         logits = torch.cat([last[rows][:, None], logits], 1)  # the prompt's last logits stand in front: logits[t] predicts token t
         norm = logits.logsumexp(-1)
         picked = logits[:, :-1].gather(-1, tokens[..., None])[..., 0] - norm[:, :-1]

@@ -1,0 +1,83 @@
+"""The peer of a benchmark: a process of another Python environment that does the same work when told to (tests/peers/torch_peer.py)."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from radit_jax.errors import InputError
+from radit_jax.logbook import say
+
+SCRIPT = Path(__file__).resolve().parents[1] / "tests" / "peers" / "torch_peer.py"
+Run = dict[str, Any]  # of one repetition: seconds, cpu_seconds, peak_mib
+
+
+class Peer:
+    """One line "run" in, one JSON line out; its imports and model are loaded once. InputError when it does not come up or ends."""
+
+    def __init__(self, python: str, job: dict[str, Any]):
+        self.python, self.job = python, {"threads": len(os.sched_getaffinity(0)), **job}
+
+    def __enter__(self) -> Peer:
+        with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+            json.dump(self.job, file)
+            file.flush()
+            try:
+                arguments = [self.python, str(SCRIPT), file.name]
+                self.process = subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            except OSError as error:
+                raise InputError(f"the peer's Python {self.python}: {error.strerror}") from error
+            self._read()  # it is ready, and has read the file
+        return self
+
+    def __call__(self) -> tuple[Any, Run]:
+        self.process.stdin.write("run\n")
+        self.process.stdin.flush()
+        run = self._read()
+        return run.pop("outputs"), run
+
+    def __exit__(self, *_) -> None:
+        self.process.stdin.close()
+        self.process.wait(timeout=60)
+
+    def _read(self) -> dict[str, Any]:
+        while line := self.process.stdout.readline():
+            if line.startswith("{"):
+                return json.loads(line)
+        raise InputError(f"the peer ({SCRIPT.name}) ended with status {self.process.wait()}: its Python needs torch and transformers")
+
+
+def take_turns(work: Callable[[], Any], peer: Peer | None, repetitions: int) -> tuple[list[Run], list[Run], tuple[Any, Any]]:
+    """(our runs, the peer's, the outputs of both first runs). The first run of each compiles and warms up; it is not counted."""
+    ours: list[Run] = []
+    theirs: list[Run] = []
+    first: tuple[Any, Any] = (None, None)
+    for i in range(repetitions + 1):
+        outputs, run = timed(work)
+        peer_outputs, peer_run = peer() if peer else (None, None)
+        what = "warm-up" if i == 0 else f"run {i}"
+        say(f"bench: {what}: ours {run['seconds']:.2f} s" + (f", peer {peer_run['seconds']:.2f} s" if peer_run else ""))
+        if i == 0:
+            first = (outputs, peer_outputs)
+            continue
+        ours.append(run)
+        if peer_run:
+            theirs.append(peer_run)
+    return ours, theirs, first
+
+
+def timed(work: Callable[[], Any]) -> tuple[Any, Run]:
+    """What `work` returns, its wall and CPU seconds, and the most memory that this process has held so far."""
+    began, cpu = time.perf_counter(), time.process_time()
+    outputs = jax.block_until_ready(work())
+    seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - cpu
+    return outputs, {"seconds": seconds, "cpu_seconds": cpu_seconds, "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024}

@@ -1,0 +1,93 @@
+"""Decoding in bfloat16: caches and weights are written and sliced as bits, without a change in any value."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from radit_jax.inference import ensemble
+from radit_jax.models.layers import as_bits, from_bits
+from radit_jax.models.lm import LM, KVCache, LmConfig
+
+# Sizes that no other array has.
+CONFIG = LmConfig(
+    vocab_size=61, width=24, layers=5, heads=6, kv_heads=2, head_dim=4, mlp_width=44, dtype="bfloat16", param_dtype="bfloat16"
+)
+B, K, T, S = 2, 3, 7, 4
+RNG = np.random.default_rng(0)
+TOKENS_BxKxT = jnp.asarray(RNG.integers(0, CONFIG.vocab_size, (B, K, T)), jnp.int32)
+LENGTHS_BxK = jnp.asarray([[7, 5, 3], [6, 7, 4]], jnp.int32)
+NEVER_V = jnp.zeros(CONFIG.vocab_size, bool)
+
+
+def parts(config: LmConfig = CONFIG):
+    return nnx.split(LM(config, rngs=nnx.Rngs(0)))
+
+
+def decoded(graphdef, params):
+    last, cache = ensemble.prefill(graphdef, params, TOKENS_BxKxT, LENGTHS_BxK, S)
+    return ensemble.decode_each(graphdef, params, last, LENGTHS_BxK, cache, NEVER_V, S)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32", "int32"])
+def test_bits_come_back_as_they_were(dtype):
+    x = jnp.asarray(RNG.standard_normal((3, 4)) * 100, dtype)
+    assert as_bits(x).dtype == ("uint16" if dtype == "bfloat16" else dtype)
+    np.testing.assert_array_equal(from_bits(as_bits(x)[1:]), x[1:])
+    assert from_bits(as_bits(x)).dtype == x.dtype
+
+
+def test_bits_change_no_answer(monkeypatch):
+    graphdef, params = parts()
+    ids, logp = decoded(graphdef, params)
+    jax.clear_caches()
+    with monkeypatch.context() as patch:
+        for module in ("radit_jax.models.lm", "radit_jax.inference.ensemble"):
+            patch.setattr(f"{module}.as_bits", lambda x: x)
+        plain_ids, plain_logp = decoded(graphdef, params)
+    jax.clear_caches()
+    np.testing.assert_array_equal(ids, plain_ids)
+    np.testing.assert_allclose(logp, plain_logp, rtol=1e-5)
+
+
+def test_no_stack_of_layers_is_widened_and_no_cache_transposed():
+    graphdef, params = parts()
+    last, cache = ensemble.prefill(graphdef, params, TOKENS_BxKxT, LENGTHS_BxK, S)
+    compiled = ensemble.decode_each.lower(graphdef, params, last, LENGTHS_BxK, cache, NEVER_V, S).compile().as_text()
+    c = CONFIG
+    for shape in ((c.layers, c.width, c.mlp_width), (c.layers, c.mlp_width, c.width), (c.layers, K, B, T + S, c.kv_heads, c.head_dim)):
+        assert f"[{','.join(map(str, shape))}]" in compiled  # the search below would find it
+        assert f"f32[{','.join(map(str, shape))}]" not in compiled
+    cache_first = f"[{K},{c.layers},{B},{T + S},{c.kv_heads},{c.head_dim}]"
+    assert cache_first not in compiled
+
+
+def test_append_writes_prompts_side_by_side_as_it_writes_each():
+    shape = (CONFIG.layers, K, B, T + S, CONFIG.kv_heads, CONFIG.head_dim)
+    k, v = (jnp.asarray(RNG.standard_normal(shape), jnp.bfloat16) for _ in range(2))
+    new = tuple(jnp.asarray(RNG.standard_normal(shape[:3] + (1,) + shape[4:]), jnp.bfloat16) for _ in range(2))
+    positions, at = jnp.asarray(RNG.integers(0, 9, (K, B, T + S)), jnp.int32), jnp.int32(T)
+    both = KVCache(k, v, positions, at).append(*new, positions[:, :, :1])
+    for j in range(K):
+        one = KVCache(k[:, j], v[:, j], positions[j], at).append(new[0][:, j], new[1][:, j], positions[j, :, :1])
+        found = dataclasses.replace(both, k_LxBxSxGxh=both.k_LxBxSxGxh[:, j], v_LxBxSxGxh=both.v_LxBxSxGxh[:, j], positions_BxS=both.positions_BxS[j])
+        jax.tree.map(np.testing.assert_array_equal, found, one)
+        np.testing.assert_array_equal(one.k_LxBxSxGxh[:, :, T], new[0][:, j, :, 0])
+
+
+def test_decoding_equals_one_pass_over_what_was_decoded():
+    graphdef, params = parts(dataclasses.replace(CONFIG, dtype="float32", param_dtype="float32"))
+    ids_BxKxS, logp_BxK = decoded(graphdef, params)
+    lm = nnx.merge(graphdef, params)
+    for b, k in np.ndindex(B, K):
+        prompt = TOKENS_BxKxT[b, k, : LENGTHS_BxK[b, k]]
+        whole = jnp.concatenate([prompt, ids_BxKxS[b, k]])
+        logp_TxV = jax.nn.log_softmax(lm(whole[None])[0])
+        before = len(prompt) - 1 + np.arange(S)
+        np.testing.assert_array_equal(jnp.argmax(logp_TxV[before], -1), ids_BxKxS[b, k])
+        np.testing.assert_allclose(jnp.sum(jnp.max(logp_TxV[before], -1)), logp_BxK[b, k], rtol=1e-4)
