@@ -28,8 +28,14 @@ def errors(done: subprocess.CompletedProcess) -> list[str]:
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("corpus")
-    texts = [("Volm", "The river Volm rises in Tarnek."), ("Tarnek", "Tarnek is a town of glass makers."), ("Ostrel", "Ostrel Vane wrote Ash Hours.")]
-    (folder / "corpus.jsonl").write_text("".join(json.dumps({"id": f"p{i}", "title": t, "text": x}) + "\n" for i, (t, x) in enumerate(texts)))
+    texts = [
+        ("Volm", "The river Volm rises in Tarnek."),
+        ("Tarnek", "Tarnek is a town of glass makers."),
+        ("Ostrel", "Ostrel Vane wrote Ash Hours."),
+    ]
+    (folder / "corpus.jsonl").write_text(
+        "".join(json.dumps({"id": f"p{i}", "title": t, "text": x}) + "\n" for i, (t, x) in enumerate(texts))
+    )
     (folder / "questions.jsonl").write_text(json.dumps({"question": "who wrote Ash Hours", "answers": ["Ostrel Vane"]}) + "\n")
     return folder
 
@@ -88,7 +94,11 @@ def test_ask_answers_with_weights(corpus, tmp_path):
 
 
 BAD = {
-    "a corpus line that is not JSON": ({"corpus.jsonl": '{"id": "a", "title": "t", "text": "x"}\n{oops\n'}, [], ["corpus.jsonl:2", "not JSON"]),
+    "a corpus line that is not JSON": (
+        {"corpus.jsonl": '{"id": "a", "title": "t", "text": "x"}\n{oops\n'},
+        [],
+        ["corpus.jsonl:2", "not JSON"],
+    ),
     "a corpus line without its text": ({"corpus.jsonl": '{"id": "a", "title": "t"}\n'}, [], ["corpus.jsonl:1", '"text"']),
     "an empty corpus": ({"corpus.jsonl": ""}, [], ["empty"]),
     "k larger than the corpus": ({}, ["--query=x", "--k=4"], ["k = 4", "3"]),

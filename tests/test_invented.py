@@ -1,4 +1,4 @@
-"""The invented encyclopedia: unique names, verbatim answers, disjoint splits, held-out wordings, and a stream that depends on (seed, i) alone."""
+"""The invented encyclopedia: unique names, verbatim answers, disjoint splits, held-out wordings, a stream of (seed, i) alone."""
 
 from __future__ import annotations
 
@@ -53,7 +53,9 @@ def test_there_is_enough_variety():
 
 @pytest.mark.parametrize("name", RELATIONS)
 def test_placeholders_of_wordings(name):
-    fields = lambda text: [field for _, field, _, _ in string.Formatter().parse(text) if field]
+    def fields(text):
+        return [field for _, field, _, _ in string.Formatter().parse(text) if field]
+
     for text in RELATIONS[name].states:
         assert len(fields(text)) == 2 and fields(text).count("a") == 1
         assert set(fields(text)) <= {"S", "s", "o", "P", "p", "a"}
