@@ -10,6 +10,7 @@ Retrieval and LM scores are computed once, with the untuned models, and then onl
 from __future__ import annotations
 
 import functools
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -33,7 +34,7 @@ from radit_jax.inference.ensemble import Ensemble
 from radit_jax.inference.score import Scorer, score_retrieval
 from radit_jax.logbook import say
 from radit_jax.retrieval import embed, retrieve, search
-from radit_jax.training import tune
+from radit_jax.training import loop, tune
 from radit_jax.types import Example
 from radit_jax.weights.encoder import load_encoder
 from radit_jax.weights.lm import load_lm
@@ -177,6 +178,7 @@ class Pipeline:
 
     def lm_scores(self, name: str, examples: Sequence[Example]) -> tuple[Artifact, retrieve.Retrieval]:
         """log p_LM(y | c∘x) by the untuned LM for every example and its k passages, once (paper section 2.4)."""
+        examples = [example for example in examples if example.retrieve]
         retrieved, retrieval = self.retrieved(name, examples, self.config.retrieval.k)
         made_from = {
             "retrieved": retrieved.fingerprint,
@@ -196,6 +198,8 @@ class Pipeline:
     def tuned_lm(self) -> Artifact:
         """LM-ft (Eq. 3): every example with its k~ passages by the untuned retriever."""
         c = self.config.lm_ft
+        if c.passages > self.config.retrieval.k:
+            raise InputError(f"lm_ft.passages is {c.passages}, more than the {self.config.retrieval.k} that retrieval.k retrieves")
         examples = self.train_examples
         retrieved, retrieval = self.retrieved("train", examples, self.config.retrieval.k)
         made_from = {
@@ -334,6 +338,8 @@ class Pipeline:
             return {**facts, "seconds": round(time.monotonic() - began, 1)}
 
         artifact = artifacts.make(self.workdir, name, made_from, timed)
+        # Only of a whole artifact: a run killed before that goes on from them.
+        shutil.rmtree(artifact.path / loop.CHECKPOINTS, ignore_errors=True)
         if name not in self.seconds:
             shown = ", ".join(f"{key} {value}" for key, value in artifact.facts.items() if isinstance(value, (int, float, str)))
             say(f"{name}: {'already there, skipped' if artifact.reused else 'done'} ({shown})")

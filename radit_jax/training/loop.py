@@ -19,6 +19,8 @@ from radit_jax.logbook import Logbook, say
 from radit_jax.training.steps import Step
 from radit_jax.types import TrainState
 
+CHECKPOINTS = "checkpoints"  # inside the folder of a run
+
 
 @dataclasses.dataclass(frozen=True)
 class LoopOptions:
@@ -49,7 +51,7 @@ def run(
     `evaluate(params, step)` gives validation metrics; `describe` names the examples of a batch whose loss is not finite.
     A run that finds checkpoints in `folder` goes on from the last one and ends bit for bit where the unkilled run ends.
     """
-    checkpoints = Checkpoints(folder / "checkpoints", keep=options.keep)
+    checkpoints = Checkpoints(folder / CHECKPOINTS, keep=options.keep)
     if checkpoints.latest is not None:
         state, data_state = checkpoints.restore(state)
         batches.set_state(data_state)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -58,7 +57,6 @@ def lm(
         "lm_ft", step, state, data, folder, _loop_options(c, c.steps), place=loop.placer(mesh, micro_axis=True), describe=source.describe
     )
     save_params(folder / PARAMS, state.params)
-    shutil.rmtree(folder / "checkpoints")
     return {**facts, "steps": c.steps, "instances": len(source), "truncated": maker.truncations.count}
 
 
@@ -116,7 +114,6 @@ def query_encoder(
         facts |= {f"best_{key}": value for key, value in validate.best().items()}
     else:
         save_params(folder / PARAMS, state.params)
-    shutil.rmtree(folder / "checkpoints")
     return {**facts, "steps": total, "questions": len(members["train"]), "held_out": len(held_out)}
 
 
