@@ -13,7 +13,7 @@ from conftest import ROOT
 
 from radit_jax import bench, peer
 from radit_jax.errors import InputError
-from radit_jax.weights.export import export_encoder, export_lm
+from radit_jax.weights.export import export_lm
 
 TORCH = os.environ.get("RADIT_PEER_PYTHON")
 # A peer without torch that answers what its job says.
@@ -79,13 +79,10 @@ def test_a_peer_that_does_not_come_up_is_named(python, monkeypatch, tmp_path):
 
 def run(tmp_path, kind: str, *extra: str) -> subprocess.CompletedProcess:
     export_lm(tiny.lm(), tiny.tokenizer(), tmp_path / "lm")
-    export_encoder(tiny.encoder(), tiny.tokenizer(), tmp_path / "encoder")
     fields = {
         "lm.checkpoint": tmp_path / "lm",
         "lm.dtype": "float32",
         "lm.max_tokens": 512,
-        "retriever.query_encoder": tmp_path / "encoder",
-        "retriever.document_encoder": tmp_path / "encoder",
         "retriever.dtype": "float32",
         "retriever.max_passage_tokens": 32,
         "corpus.source": "invented:passages=68,seed=1",

@@ -17,7 +17,7 @@ import time
 
 import torch
 from torch.nn import functional as F
-from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModel, AutoModelForCausalLM, PreTrainedTokenizerFast
 from transformers.cache_utils import DynamicCache
 
 SETTINGS = {"dtype": torch.float32, "attn_implementation": "sdpa", "local_files_only": True}
@@ -71,7 +71,7 @@ def batches(lengths: list[int], batch_tokens: int) -> list[list[int]]:
 
 def embed(job: dict):
     """Texts → vectors by masked mean pooling or [CLS], with unit norm where the checkpoint has it. Tokenization is part of the work."""
-    tokenizer = AutoTokenizer.from_pretrained(job["model"], local_files_only=True)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(job["model"], local_files_only=True)
     model = AutoModel.from_pretrained(job["model"], **SETTINGS).eval()
 
     @torch.inference_mode()
@@ -164,7 +164,7 @@ def similar(instances: list[dict]) -> list[list[dict]]:
 
 def generate(job: dict):
     """Sequence level: every prompt decodes greedily, each distinct answer gets its p_R-weighted probability under all k prompts."""
-    tokenizer = AutoTokenizer.from_pretrained(job["model"], local_files_only=True)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(job["model"], local_files_only=True)
     model = AutoModelForCausalLM.from_pretrained(job["model"], **SETTINGS).eval()
     questions, stops = job["questions"], torch.tensor(job["stops"])
     k = len(questions[0]["prompts"])
