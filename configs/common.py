@@ -46,8 +46,8 @@ def base() -> ConfigDict:
     c.corpus.max_words = 60  # of one passage; the paper splits Wikipedia at 200 and CommonCrawl at 100
     c.corpus.max_bad_records = 0  # records that may be skipped before the run stops
 
-    c.train = ConfigDict({"source": "invented", "split": "train", "limit": 200})  # questions to learn from; limit 0 takes all
-    c.test = ConfigDict({"source": "invented", "split": "test", "limit": 100})  # questions of the table
+    c.train = ConfigDict({"source": "invented", "split": "train", "limit": 150})  # questions to learn from; limit 0 takes all
+    c.test = ConfigDict({"source": "invented", "split": "test", "limit": 80})  # questions of the table
 
     c.retrieval = ConfigDict({"k": 10})  # passages retrieved and scored per question (paper: 10)
 
@@ -57,7 +57,7 @@ def base() -> ConfigDict:
     c.lm_ft.output_slots = 64  # output tokens a row can hold
     c.lm_ft.rows = 4  # packed rows per micro-batch (paper: 64 for 7B)
     c.lm_ft.accumulate = 1  # micro-batches per update
-    c.lm_ft.steps = 50  # paper: 300 to 500
+    c.lm_ft.steps = 40  # paper: 300 to 500
     c.lm_ft.checkpoint_every = 50
     c.lm_ft.log_every = 10
     c.lm_ft.optimizer = optimizer(peak_lr=1e-4, final_lr=1e-6, warmup_steps=10)
@@ -83,7 +83,7 @@ def base() -> ConfigDict:
     c.lsr_ft.optimizer = optimizer(peak_lr=1e-5, final_lr=1e-6, warmup_steps=10)
 
     c.evaluate = ConfigDict()
-    c.evaluate.k = 5  # passages in the ensemble (paper: 10)
+    c.evaluate.k = 3  # passages in the ensemble (paper: 10)
     c.evaluate.level = "sequence"  # sequence (the paper's) | token (Eq. 2 at every step)
     c.evaluate.max_new_tokens = 16
     c.evaluate.batch_tokens = 4096  # prompt tokens of one call
@@ -135,6 +135,7 @@ def nq_wiki(c: ConfigDict) -> ConfigDict:
     c.test = ConfigDict({"source": str(folder / "dev.jsonl"), "split": "", "limit": 0})
     c.lm_ft.steps = 340  # about 12 instances each: three quarters of an epoch
     c.lm_ft.optimizer = optimizer(peak_lr=1e-4, final_lr=1e-6, warmup_steps=20)
+    c.evaluate.k = 5
     return posterior(c)
 
 
