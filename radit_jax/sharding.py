@@ -46,14 +46,19 @@ ENCODER_RULES: Sequence[tuple[str, P]] = (
 )
 
 
-def make_mesh(data: int = -1, model: int = 1) -> Mesh:
-    """A ("data", "model") mesh over all devices; data = −1 takes what `model` leaves."""
-    devices = jax.device_count()
+def make_mesh(data: int = -1, model: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A ("data", "model") mesh over `devices` (default: all there are); data = −1 takes what `model` leaves."""
+    devices = jax.devices() if devices is None else list(devices)
     if data == -1:
-        data = devices // model
-    if data * model > devices or data < 1 or model < 1:
-        raise InputError(f"mesh {data}×{model} needs {data * model} devices, there are {devices}")
-    return jax.make_mesh((data, model), (DATA, MODEL), axis_types=(AxisType.Auto, AxisType.Auto), devices=jax.devices()[: data * model])
+        data = len(devices) // max(model, 1)
+    if data * model > len(devices) or data < 1 or model < 1:
+        raise InputError(f"mesh {data}×{model} needs {data * model} devices, there are {len(devices)}")
+    return jax.make_mesh((data, model), (DATA, MODEL), axis_types=(AxisType.Auto, AxisType.Auto), devices=devices[: data * model])
+
+
+def local_mesh() -> Mesh:
+    """The devices of this process alone, all on "data": for work that each process does on its own shards."""
+    return make_mesh(devices=jax.local_devices())
 
 
 def spec_of(path: str, shape: Sequence[int], rules: Sequence[tuple[str, P]], mesh: Mesh) -> P:
@@ -89,6 +94,17 @@ def path_name(path) -> str:
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Rows of a batch over the data axis."""
     return NamedSharding(mesh, P(DATA))
+
+
+def put_rows(mesh: Mesh, array: np.ndarray, axis: int = 0) -> jax.Array:
+    """A host array that every process holds → on the mesh, with `axis` over "data"; each device is given its own rows.
+
+    InputError where "data" does not divide them.
+    """
+    if array.shape[axis] % mesh.shape[DATA]:
+        raise InputError(f"{array.shape[axis]} rows of a batch do not divide over the {mesh.shape[DATA]} devices of the mesh's data axis")
+    sharding = NamedSharding(mesh, P(*[None] * axis, DATA))
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
