@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from radit_jax import distributed
 from radit_jax.errors import InputError
 
 MANIFEST = "manifest.json"
@@ -50,17 +51,23 @@ def make(workdir: Path, stage: str, made_from: Mapping[str, Any], write: Callabl
     """Returns the artifact of `stage` for these inputs, made by `write(folder)` unless it is there already.
 
     `write` may find in `folder` what an interrupted run left and go on from it; it returns the facts for the manifest.
+    All processes call this together and write into one folder; the facts are the leader's.
     """
     key = fingerprint(made_from)
     path = Path(workdir) / f"{stage}-{key}"
-    if (path / MANIFEST).exists():
+    if distributed.from_leader((path / MANIFEST).exists()):
         return dataclasses.replace(load(path), reused=True)
     partial = path.with_name(path.name + ".partial")
-    partial.mkdir(parents=True, exist_ok=True)
+    if distributed.leads():
+        partial.mkdir(parents=True, exist_ok=True)
+    distributed.meet(f"{path.name} begins")
     facts = dict(write(partial) or {})
-    manifest = {"stage": stage, "fingerprint": key, "made_from": dict(made_from), "facts": facts}
-    write_json(partial / MANIFEST, manifest)
-    os.replace(partial, path)
+    distributed.meet(f"{path.name} is written")
+    if distributed.leads():
+        manifest = {"stage": stage, "fingerprint": key, "made_from": dict(made_from), "facts": facts}
+        write_json(partial / MANIFEST, manifest)
+        os.replace(partial, path)
+    distributed.meet(f"{path.name} is whole")
     return load(path)
 
 
@@ -92,7 +99,12 @@ def identity(path: Path) -> str:
 
 def write_json(path: Path, value: Any) -> None:
     """Writes JSON so that the file is whole or absent."""
-    _replace(path, lambda temporary: temporary.write_text(json.dumps(value, indent=1, sort_keys=True, default=_plain) + "\n"))
+    write_whole(path, json.dumps(value, indent=1, sort_keys=True, default=_plain) + "\n")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a text file so that it is whole or absent."""
+    _replace(path, lambda temporary: temporary.write_text(text))
 
 
 def save_array(path: Path, array: np.ndarray) -> None:
@@ -107,8 +119,12 @@ def save_array(path: Path, array: np.ndarray) -> None:
 
 def _replace(path: Path, write: Callable[[Path], Any]) -> None:
     temporary = Path(path).with_name(Path(path).name + ".tmp")
-    write(temporary)
-    os.replace(temporary, path)
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    except OSError as error:  # a full disk says so without a name
+        temporary.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def _plain(value: Any) -> Any:

@@ -25,8 +25,9 @@ from radit_jax.errors import InputError
 from radit_jax.inference.ensemble import passage_logweights, stop_tokens
 from radit_jax.inference.score import Scorer
 from radit_jax.peer import Peer, Run, take_turns
-from radit_jax.pipeline import Pipeline, encode_with
+from radit_jax.pipeline import Pipeline
 from radit_jax.retrieval import embed
+from radit_jax.retrieval.encode import encoding
 from radit_jax.training import batches, loop, steps
 from radit_jax.training.optim import OptimizerOptions, make_optimizer
 from radit_jax.types import Example, Instance, Retrieved
@@ -106,7 +107,7 @@ def _embed(pipeline: Pipeline, records: int, folder: Path) -> Work:
         raise InputError(f"bench embed: {records} passages, the corpus has {len(store)}")
     texts = [passage.content for passage in store.read(range(records))]
     encoder = load_encoder(c.document_encoder, pooling=c.pooling or None, dtype=c.dtype)
-    encode, tokenizer = encode_with(encoder), load_tokenizer(c.document_encoder)
+    encode, tokenizer = encoding(encoder, sharding.make_mesh(1, 1)), load_tokenizer(c.document_encoder)
     sizes = {"batch_tokens": c.batch_tokens, "max_tokens": c.max_passage_tokens}
 
     def compare(ours_NxE: np.ndarray, theirs: list) -> dict[str, float]:
@@ -169,7 +170,7 @@ def _lm_ft(pipeline: Pipeline, records: int, folder: Path) -> Work:
     tx = make_optimizer(OptimizerOptions(peak_lr=LEARNING_RATE, warmup_steps=0, decay="constant", **ADAMW), steps=1)
     held = {"state": steps.init_state(params, tx)}
     step = steps.compile_step(steps.lm_step, graphdef, tx, held["state"], pipeline.mesh, sharding.LM_RULES)
-    place = loop.placer(pipeline.mesh, micro_axis=True)
+    place = loop.placer(pipeline.mesh, micro_axis=True, rows=c.lm_ft.rows)
 
     def run() -> list[float]:
         metrics = []

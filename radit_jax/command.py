@@ -22,7 +22,12 @@ sys.path.insert(0, str(ROOT))  # config files say `from configs import common`
 
 def config_flag() -> Any:
     """--config=FILE[:variant] with --config.field=value overrides, and --workdir. `.value` of what is returned is the config."""
-    flags.DEFINE_string("workdir", None, "Where artifacts go; default: config.workdir.")
+    flags.DEFINE_string("workdir", None, "Where artifacts go; default: config.workdir. Several processes share it.")
+    flags.DEFINE_bool("distributed", None, "One of the processes that the environment (TPU pod, SLURM, GKE) describes; default: if so.")
+    flags.DEFINE_string("coordinator", None, "host:port of process 0, where no environment tells.")
+    flags.DEFINE_integer("processes", None, "How many processes there are, with --coordinator.", lower_bound=1)
+    flags.DEFINE_integer("process", None, "Which of them this is, from 0, with --coordinator.", lower_bound=0)
+    flags.DEFINE_integer("join_timeout", 300, "Seconds to wait for all processes.", lower_bound=1)
     # No default here: it would be read, with its overrides, before errors can be told in one line.
     return config_flags.DEFINE_config_file("config", None, "A file with get_config(variant).", lock_config=True)
 
@@ -33,9 +38,35 @@ def pipeline(config: Any) -> Any:
     from radit_jax.inputs import stored_config
     from radit_jax.pipeline import Pipeline
 
+    _join()
     workdir = flags.FLAGS.workdir or config.value.workdir
     chosen = any(re.match(r"--?config[.=]", argument) for argument in sys.argv[1:])
     return Pipeline(config.value if chosen else stored_config(workdir, config.value), workdir)
+
+
+def _join() -> None:
+    """Joins the other processes, if there are any, and has SIGTERM end the run in order."""
+    from radit_jax import distributed, preemption
+
+    given = {name: flags.FLAGS[name].value for name in ("coordinator", "processes", "process")}
+    if missing := [name for name, value in given.items() if value is None]:
+        if len(missing) < len(given):
+            raise InputError(f"--{missing[0]} is missing: --coordinator, --processes and --process go together")
+        cluster = distributed.from_environment(os.environ)
+        wanted = cluster is not None if flags.FLAGS.distributed is None else flags.FLAGS.distributed
+    else:
+        cluster, wanted = distributed.Cluster(given["coordinator"], given["processes"], given["process"]), True
+    if wanted:
+        _keep_stdout_for_answers()
+        distributed.join(cluster, flags.FLAGS.join_timeout)
+    preemption.install()
+
+
+def _keep_stdout_for_answers() -> None:
+    """What native code prints (Gloo says when it is connected) goes to stderr."""
+    answers = os.dup(1)
+    os.dup2(2, 1)
+    sys.stdout = os.fdopen(answers, "w", buffering=1)
 
 
 def run(main: Callable[[list[str]], int | None]) -> None:
@@ -55,14 +86,22 @@ def run(main: Callable[[list[str]], int | None]) -> None:
 
 def guarded(main: Callable[[list[str]], int | None], arguments: list[str]) -> int:
     """The exit code of `main`."""
+    from radit_jax import distributed, preemption  # after the flags, as all slow imports
+
     try:
+        preemption.install()
         return main(arguments) or 0
     except InputError as error:
-        return _fail(str(error), BAD_INPUT)
+        code = _fail(str(error), BAD_INPUT)
     except (TrainingDiverged, OSError, MemoryError) as error:
-        return _fail(f"{type(error).__name__}: {error}", FAILED)
+        code = _fail(f"{type(error).__name__}: {error}", FAILED)
     except KeyboardInterrupt:
-        return _fail("stopped; the same command goes on from here", FAILED)
+        code = _fail("stopped; the same command goes on from here", FAILED)
+    except preemption.Preempted:
+        print("preempted: the same command goes on from here", file=sys.stderr, flush=True)
+        code = 0
+    distributed.leave(code)
+    return code
 
 
 def no_more(arguments: list[str]) -> None:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 import socket
+import sys
 import time
 from collections.abc import Mapping
 
@@ -23,6 +25,7 @@ from radit_jax.errors import InputError
 JOIN_TIMEOUT_S = 300  # for all processes to be there
 WAIT_TIMEOUT_S = 24 * 3600  # for each other inside a stage: one process may split a whole corpus meanwhile
 HEARTBEAT_S = 60  # a process that is silent for so long is gone, and the others end
+LEAVE_S, LEADER_LAST_S = 5, 1  # for the others to leave as well
 PORT = 8476  # of the coordinator, where none is named (JAX's own choice on TPU pods)
 
 
@@ -129,16 +132,33 @@ def _all_there(missing: list[int], cluster: Cluster, timeout_s: float) -> None:
         raise InputError(f"process {names} of {cluster.count} did not join within {timeout_s:g} s (coordinator {cluster.coordinator})")
 
 
+def leave(code: int) -> None:
+    """Ends a process of several with this exit code, without waiting for those that are still at work; a lone process goes on.
+
+    JAX's own way out would wait for them, and then end this process with a code of its own.
+    """
+    if count() == 1:
+        return
+    sys.stdout.flush()
+    sys.stderr.flush()
+    try:
+        meet("leaving", LEAVE_S)  # most often all leave for the same reason: the leader, on whom JAX hangs, goes last
+        time.sleep(LEADER_LAST_S * leads())
+    except Exception:  # nobody else leaves
+        pass
+    os._exit(code)
+
+
 # -- who am I ---------------------------------------------------------------------------------------------------------------------------
 
 
 def index() -> int:
     """This process, from 0."""
-    return jax.process_index()
+    return jax.process_index() if jax.distributed.is_initialized() else 0  # without waking the devices of a lone process
 
 
 def count() -> int:
-    return jax.process_count()
+    return jax.process_count() if jax.distributed.is_initialized() else 1
 
 
 def leads() -> bool:
@@ -168,3 +188,8 @@ def gather(array: np.ndarray) -> np.ndarray:
         return np.asarray(array)[None]
     meet("gather")
     return np.asarray(multihost_utils.process_allgather(array))
+
+
+def from_leader(number: int) -> int:
+    """What the leader found, on every process: two looks at a shared file system may differ."""
+    return int(gather(np.asarray(int(number)))[0])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from radit_jax import artifacts
+from radit_jax import artifacts, distributed
 from radit_jax.data import training_sets
 from radit_jax.data.invented import Invented
 from radit_jax.data.questions import Question
@@ -39,9 +39,11 @@ def claim(config: ConfigDict, workdir: Path) -> dict[str, str]:
     changed = [f"{field} was {before.get(field)}, now {value}" for field, value in found.items() if before.get(field) != value]
     if changed:
         raise InputError(f"{workdir} was made with other inputs ({'; '.join(changed)}): choose another --workdir")
-    workdir.mkdir(parents=True, exist_ok=True)
-    artifacts.write_json(path, found)
-    artifacts.write_json(workdir / CONFIG_FILE, config.to_dict())
+    distributed.meet("the workdir is claimed")  # nobody writes it before all have read it
+    if distributed.leads():
+        workdir.mkdir(parents=True, exist_ok=True)
+        artifacts.write_json(path, found)
+        artifacts.write_json(workdir / CONFIG_FILE, config.to_dict())
     return found
 
 

@@ -19,9 +19,10 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from radit_jax import artifacts, inputs, sharding
+from radit_jax import artifacts, distributed, inputs, sharding
 from radit_jax.artifacts import Artifact
 from radit_jax.checkpoint import load_params
 from radit_jax.data import corpus, training_sets
@@ -34,6 +35,7 @@ from radit_jax.inference.ensemble import Ensemble
 from radit_jax.inference.score import Scorer, score_retrieval
 from radit_jax.logbook import say
 from radit_jax.retrieval import embed, retrieve, search
+from radit_jax.retrieval.encode import encoding
 from radit_jax.training import loop, tune
 from radit_jax.types import Example
 from radit_jax.weights.encoder import load_encoder
@@ -58,6 +60,11 @@ class Pipeline:
         self.config = config
         self.workdir = Path(workdir)
         self.mesh = sharding.make_mesh(config.mesh.data, config.mesh.model)
+        if missing := set(range(distributed.count())) - {device.process_index for device in self.mesh.devices.flat}:
+            raise InputError(
+                f"mesh {self.mesh.shape['data']}×{self.mesh.shape['model']} has no device of process {min(missing)}: with several "
+                f"processes it takes all {jax.device_count()} devices (config.mesh.data=-1 takes what config.mesh.model leaves)"
+            )
         self.seconds: dict[str, float] = {}
         self._loaded: tuple[bool, nnx.Module] | None = None
         self.inputs = inputs.claim(config, self.workdir)
@@ -72,6 +79,8 @@ class Pipeline:
         def write(folder: Path) -> dict[str, Any]:
             made_up = inputs.is_invented(c.source)
             documents = inputs.invented(c.source).corpus() if made_up else corpus.documents(c.source, c.max_bad_records)
+            if not distributed.leads():
+                return {}
             return corpus.build_store(documents, folder, max_words=c.max_words)
 
         return self._stage("passages", made_from, write)
@@ -91,15 +100,16 @@ class Pipeline:
         made_from |= {key: c[key] for key in ("pooling", "normalize", "dtype", "max_passage_tokens")}
 
         def write(folder: Path) -> dict[str, Any]:
-            encoder = self._load_encoder(c.document_encoder, c.dtype)
+            mesh = sharding.local_mesh(self.mesh)
             return embed.embed_passages(
-                encode_with(encoder),
+                encoding(self._load_encoder(c.document_encoder, c.dtype, mesh), mesh),
                 load_tokenizer(c.document_encoder),
                 self.store,
                 folder,
                 shard_size=EMBED_SHARD,
                 batch_tokens=c.batch_tokens,
                 max_tokens=c.max_passage_tokens,
+                min_rows=mesh.size,
             )
 
         return self._stage("vectors", made_from, write)
@@ -163,7 +173,7 @@ class Pipeline:
 
         def write(folder: Path) -> dict[str, Any]:
             found = retrieve.retrieve(examples, self.embed_queries(tuned), self.searcher, self.store, k)
-            return retrieve.write_retrieval(folder, found)
+            return retrieve.write_retrieval(folder, found) if distributed.leads() else {}
 
         artifact = self._stage(f"retrieved-{name}" + ("-tuned" if tuned else ""), made_from, write)
         return artifact, retrieve.Retrieval(artifact.path, examples, self.store)
@@ -171,8 +181,9 @@ class Pipeline:
     def embed_queries(self, tuned: bool) -> Callable[[list[str]], np.ndarray]:
         """texts → vectors_NxE by the query encoder, in float32."""
         c = self.config.retriever
-        encode, tokenizer = encode_with(self.query_encoder(tuned)), load_tokenizer(c.query_encoder)
-        return lambda texts: embed.embed_queries(encode, tokenizer, texts, batch_tokens=c.batch_tokens, max_tokens=c.max_query_tokens)
+        encode, tokenizer = encoding(self.query_encoder(tuned), self.mesh), load_tokenizer(c.query_encoder)
+        sizes = {"batch_tokens": c.batch_tokens, "max_tokens": c.max_query_tokens, "min_rows": self.mesh.shape[sharding.DATA]}
+        return lambda texts: embed.embed_queries(encode, tokenizer, texts, **sizes)
 
     # -- scores and training --------------------------------------------------------------------------------------------------------------
 
@@ -213,9 +224,8 @@ class Pipeline:
 
         def write(folder: Path) -> dict[str, Any]:
             self._loaded = None  # the copy for answering makes room for the one in training
-            lm = load_lm(
-                self.config.lm.checkpoint, dtype=self.config.lm.dtype, remat=self.config.lm.remat, place=self._placer(sharding.LM_RULES)
-            )
+            place = sharding.placer(self.mesh, sharding.LM_RULES)
+            lm = load_lm(self.config.lm.checkpoint, dtype=self.config.lm.dtype, remat=self.config.lm.remat, place=place)
             return tune.lm(lm, self.tokenizer, examples, retrieval, folder, c, mesh=self.mesh, seed=self.config.seed)
 
         return self._stage("lm_ft", made_from, write)
@@ -236,7 +246,7 @@ class Pipeline:
         }
 
         def write(folder: Path) -> dict[str, Any]:
-            encoder = self._load_encoder(self.config.retriever.query_encoder, "float32", self._placer(sharding.ENCODER_RULES))
+            encoder = self._load_encoder(self.config.retriever.query_encoder, "float32", self.mesh)
             return tune.query_encoder(
                 encoder,
                 load_tokenizer(self.config.retriever.query_encoder),
@@ -266,33 +276,33 @@ class Pipeline:
             dtype = "float32" if full_precision else self.config.lm.dtype
             if tuned:
                 tuned_params = self.tuned_lm.path / tune.PARAMS  # trained first, so that no two LMs are in memory
-            lm = load_lm(self.config.lm.checkpoint, dtype=dtype, param_dtype=dtype, place=self._placer(sharding.LM_RULES))
+            lm = load_lm(self.config.lm.checkpoint, dtype=dtype, param_dtype=dtype, place=sharding.placer(self.mesh, sharding.LM_RULES))
             if tuned:
                 nnx.update(lm, load_params(tuned_params, nnx.state(lm)))
             self._loaded = (tuned, lm)
         return self._loaded[1]
 
     def query_encoder(self, tuned: bool) -> nnx.Module:
-        encoder = self._load_encoder(self.config.retriever.query_encoder, "float32", self._placer(sharding.ENCODER_RULES))
+        encoder = self._load_encoder(self.config.retriever.query_encoder, "float32", self.mesh)
         if tuned:
             nnx.update(encoder, load_params(self.tuned_retriever.path / tune.PARAMS, nnx.state(encoder)))
         return encoder
 
     def document_encoder(self) -> nnx.Module:
-        return self._load_encoder(self.config.retriever.document_encoder, "float32", self._placer(sharding.ENCODER_RULES))
+        return self._load_encoder(self.config.retriever.document_encoder, "float32", self.mesh)
 
     def ensemble(self, tuned: bool) -> Ensemble:
         c = self.config.evaluate
         maker = InstanceMaker(self.tokenizer, self.config.lm.max_tokens)
         return Ensemble(self.lm(tuned), maker, batch_tokens=c.batch_tokens, max_new_tokens=c.max_new_tokens)
 
-    def _load_encoder(self, name: str, dtype: str, place: Callable | None = None) -> nnx.Module:
+    def _load_encoder(self, name: str, dtype: str, mesh: Mesh) -> nnx.Module:
         c = self.config.retriever
         if c.normalize not in ("auto", "yes", "no"):
             raise InputError(f"retriever.normalize is {c.normalize!r}, expected auto, yes or no")
         normalize = {"auto": None, "yes": True, "no": False}[c.normalize]
-        chosen = {"place": place} if place else {}
-        return load_encoder(name, pooling=c.pooling or None, normalize=normalize, dtype=dtype, **chosen)
+        place = sharding.placer(mesh, sharding.ENCODER_RULES)
+        return load_encoder(name, pooling=c.pooling or None, normalize=normalize, dtype=dtype, place=place)
 
     def has(self, stage: str) -> bool:
         """Whether this workdir holds the whole artifact of a stage, of any settings."""
@@ -321,7 +331,8 @@ class Pipeline:
             options = evaluate.EvaluateOptions(k=c.k, level=c.level, score_scale=self.config.retriever.score_scale)
             retrieved = None if found is None else list(found[1])
             answers, facts = evaluate.answer_all(name, self.ensemble(lm_tuned), self.test_examples, retrieved, options)
-            evaluate.write_row(folder, name, self.test_examples, answers, retrieved)
+            if distributed.leads():
+                evaluate.write_row(folder, name, self.test_examples, answers, retrieved)
             return facts
 
         return self._stage(f"row-{name.replace(' ', '_')}", made_from, write)
@@ -339,27 +350,13 @@ class Pipeline:
 
         artifact = artifacts.make(self.workdir, name, made_from, timed)
         # Only of a whole artifact: a run killed before that goes on from them.
-        shutil.rmtree(artifact.path / loop.CHECKPOINTS, ignore_errors=True)
+        if distributed.leads():
+            shutil.rmtree(artifact.path / loop.CHECKPOINTS, ignore_errors=True)
         if name not in self.seconds:
             shown = ", ".join(f"{key} {value}" for key, value in artifact.facts.items() if isinstance(value, (int, float, str)))
             say(f"{name}: {'already there, skipped' if artifact.reused else 'done'} ({shown})")
         self.seconds[name] = artifact.facts["seconds"]
         return artifact
-
-    def _placer(self, rules) -> Callable[[str, np.ndarray], jax.Array]:
-        """Puts a parameter on the mesh as it is read."""
-
-        def place(path: str, array: np.ndarray) -> jax.Array:
-            spec = sharding.spec_of(path, array.shape, rules, self.mesh)
-            return jax.device_put(array, jax.sharding.NamedSharding(self.mesh, spec))
-
-        return place
-
-def encode_with(encoder: nnx.Module) -> Callable[[jax.Array, jax.Array], jax.Array]:
-    """The encoder as a jitted function (tokens_BxT, mask_BxT) → vectors_BxE."""
-    graphdef, params = nnx.split(encoder)
-    run = jax.jit(lambda params, tokens_BxT, mask_BxT: nnx.merge(graphdef, params)(tokens_BxT, mask_BxT))
-    return lambda tokens_BxT, mask_BxT: run(params, tokens_BxT, mask_BxT)
 
 
 def _that_matter(c: ConfigDict) -> dict[str, Any]:

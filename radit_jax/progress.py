@@ -14,6 +14,8 @@ from typing import TextIO
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
+from radit_jax import distributed
+
 LINE_EVERY_S = 10.0  # a log that grows slowly enough to be read
 
 
@@ -78,6 +80,11 @@ class _Lines(Bar):
         print(f"{self.stage}: {self.done:,}{of} {self.unit}, {self.status()}", file=self._stream, flush=True)
 
 
+class _Silent(Bar):
+    def summary(self, verb: str = "") -> str:
+        return ""
+
+
 class _Terminal(Bar):
     def __init__(self, stage: str, total: int | None, *, display: Progress, **settings):
         super().__init__(stage, total, **settings)
@@ -101,14 +108,17 @@ def bar(
     """Shows the progress of `stage` while the block runs and one summary line after it.
 
     Yields a `Bar`, called as ``advance(n)``; its `rate` and `elapsed` stay readable after the block. `total` None: no time left is shown.
+    Of several processes the leader shows its own part.
     """
     stream = sys.stderr if stream is None else stream
     settings = {"unit": unit, "start": start, "clock": clock}
     with contextlib.ExitStack() as stack:
-        if stream.isatty():
+        if not distributed.leads():
+            shown: Bar = _Silent(stage, total, **settings)
+        elif stream.isatty():
             columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[status]}"))
             display = stack.enter_context(Progress(*columns, console=Console(file=stream), transient=True))
-            shown: Bar = _Terminal(stage, total, display=display, **settings)
+            shown = _Terminal(stage, total, display=display, **settings)
         else:
             shown = _Lines(stage, total, stream=stream, **settings)
         verb = "stopped after "
@@ -118,7 +128,8 @@ def bar(
         finally:
             shown._end()
             stack.close()  # the bar goes before the summary comes
-            print(shown.summary(verb), file=stream, flush=True)
+            if summary := shown.summary(verb):
+                print(summary, file=stream, flush=True)
 
 
 def duration(seconds: float) -> str:

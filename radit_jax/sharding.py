@@ -7,7 +7,7 @@ A (1, 1) mesh is the ordinary case and runs the same program.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
@@ -56,9 +56,9 @@ def make_mesh(data: int = -1, model: int = 1, devices: Sequence[jax.Device] | No
     return jax.make_mesh((data, model), (DATA, MODEL), axis_types=(AxisType.Auto, AxisType.Auto), devices=devices[: data * model])
 
 
-def local_mesh() -> Mesh:
-    """The devices of this process alone, all on "data": for work that each process does on its own shards."""
-    return make_mesh(devices=jax.local_devices())
+def local_mesh(mesh: Mesh) -> Mesh:
+    """The devices of a mesh that are this process's own, all on "data": for work that each process does on its own shards."""
+    return make_mesh(devices=[device for device in mesh.devices.flat if device.process_index == jax.process_index()])
 
 
 def spec_of(path: str, shape: Sequence[int], rules: Sequence[tuple[str, P]], mesh: Mesh) -> P:
@@ -69,6 +69,11 @@ def spec_of(path: str, shape: Sequence[int], rules: Sequence[tuple[str, P]], mes
                 raise ValueError(f"{path} has shape {tuple(shape)}, its sharding rule {spec} has more axes")
             return P(*(axis if axis is not None and size % mesh.shape[axis] == 0 else None for axis, size in zip(spec, shape)))
     raise ValueError(f"{path}: no sharding rule matches")
+
+
+def placer(mesh: Mesh, rules: Sequence[tuple[str, P]]) -> Callable[[str, tuple[int, ...], Callable], jax.Array]:
+    """Puts a parameter on the mesh as it is read from its checkpoint (weights.hf.Place): each process reads what its devices hold."""
+    return lambda path, shape, read: jax.make_array_from_callback(shape, NamedSharding(mesh, spec_of(path, shape, rules, mesh)), read)
 
 
 def shardings(tree: PyTree, rules: Sequence[tuple[str, P]], mesh: Mesh) -> PyTree:
@@ -101,10 +106,34 @@ def put_rows(mesh: Mesh, array: np.ndarray, axis: int = 0) -> jax.Array:
 
     InputError where "data" does not divide them.
     """
-    if array.shape[axis] % mesh.shape[DATA]:
-        raise InputError(f"{array.shape[axis]} rows of a batch do not divide over the {mesh.shape[DATA]} devices of the mesh's data axis")
-    sharding = NamedSharding(mesh, P(*[None] * axis, DATA))
-    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+    return jax.make_array_from_callback(array.shape, _rows_sharding(mesh, array.shape[axis], axis), lambda index: array[index])
+
+
+def rows_here(mesh: Mesh, rows: int) -> np.ndarray:
+    """Which rows of a batch lie on devices of this process, ascending: those it has to read.
+
+    InputError where "data" does not divide them.
+    """
+    places = _rows_sharding(mesh, rows, 0).addressable_devices_indices_map((rows,)).values()
+    return np.unique(np.concatenate([np.arange(rows)[index] for index in places]))
+
+
+def put_rows_here(mesh: Mesh, array: np.ndarray, rows: int, axis: int = 0) -> jax.Array:
+    """The rows of `rows_here` alone → the global array of all `rows` rows, with `axis` over "data"."""
+    here = rows_here(mesh, rows)
+
+    def of_device(index: tuple[slice, ...]) -> np.ndarray:
+        local = np.searchsorted(here, np.arange(rows)[index[axis]])
+        return np.take(array, local, axis)[(*index[:axis], slice(None), *index[axis + 1 :])]
+
+    shape = (*array.shape[:axis], rows, *array.shape[axis + 1 :])
+    return jax.make_array_from_callback(shape, _rows_sharding(mesh, rows, axis), of_device)
+
+
+def _rows_sharding(mesh: Mesh, rows: int, axis: int) -> NamedSharding:
+    if rows % mesh.shape[DATA]:
+        raise InputError(f"a batch of {rows} rows does not divide over the {mesh.shape[DATA]} devices of the mesh's data axis")
+    return NamedSharding(mesh, P(*[None] * axis, DATA))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

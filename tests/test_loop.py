@@ -49,7 +49,7 @@ def train(kind: str, folder, last: int | None = None, evaluate=evaluate):
         "lsr": lambda: (tiny.lsr_state(), tiny.lsr_step(), tiny.lsr_data(), False),
     }[kind]()
     data = data if last is None else Mortal(data, last)
-    place = loop.placer(sharding.make_mesh(1, 1), micro_axis)
+    place = loop.placer(sharding.make_mesh(1, 1), micro_axis, rows=4)
     return loop.run(kind, step, state, data, folder, OPTIONS, place=place, evaluate=evaluate)
 
 
@@ -117,7 +117,7 @@ def test_unfinished_checkpoints_and_torn_lines_are_ignored(tmp_path):
     with pytest.raises(Killed):
         train("lsr", tmp_path / "run", 5)
     folder = tmp_path / "run" / "checkpoints"
-    assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == ["2", "4"]
+    assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == ["3", "4"]  # 3: before the evaluation
     (folder / "5.orbax-checkpoint-tmp").mkdir()
     (folder / "5.orbax-checkpoint-tmp" / "array_metadatas").write_text("torn")
     with (tmp_path / "run" / "metrics.jsonl").open("a") as file:

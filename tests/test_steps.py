@@ -211,7 +211,7 @@ class Poisoned:
 def test_a_loss_that_is_not_finite_stops_with_the_step_and_the_examples(tmp_path):
     data, source = Poisoned(tiny.lm_data()), tiny.lm_source()
     options = loop.LoopOptions(steps=tiny.STEPS, checkpoint_every=1)
-    place = loop.placer(sharding.make_mesh(1, 1), micro_axis=True)
+    place = loop.placer(sharding.make_mesh(1, 1), micro_axis=True, rows=4)
     with pytest.raises(TrainingDiverged) as caught:
         loop.run("lm_ft", tiny.lm_step(), tiny.lm_state(), data, tmp_path, options, place=place, describe=source.describe)
     message = str(caught.value)

@@ -68,8 +68,12 @@ class Batches:
         self._iterator.set_state(state)
 
 
-def lm_batches(source: PassageInstances, *, rows: int, accumulate: int, seed: int) -> Batches:
-    """Endless packed batches for lm_step, leaves (accumulate, rows, …), with the instance numbers in each."""
+def lm_batches(source: PassageInstances, *, rows: int, accumulate: int, seed: int, here: np.ndarray | None = None) -> Batches:
+    """Endless packed batches for lm_step, leaves (accumulate, rows, …), with the instance numbers in each.
+
+    Every process packs the same rows, since what fits a row hangs on all before it, and keeps those of its own devices (`here`, of `rows`;
+    None: all). So the iterator's state says nothing of how many processes there were.
+    """
     if not len(source):
         raise InputError("LM-ft has no training examples")
     instances = mixture.mix([grain.MapDataset.source(source)], [1.0], seed=seed)
@@ -79,7 +83,8 @@ def lm_batches(source: PassageInstances, *, rows: int, accumulate: int, seed: in
 
     def finish(item: tuple[LmBatch, np.ndarray]) -> tuple[LmBatch, np.ndarray]:
         batch, numbers = item
-        return jax.tree.map(lambda leaf: leaf.reshape(accumulate, rows, *leaf.shape[1:]), batch), numbers
+        batch = jax.tree.map(lambda leaf: leaf.reshape(accumulate, rows, *leaf.shape[1:]), batch)
+        return batch if here is None else jax.tree.map(lambda leaf: leaf[:, here], batch), numbers
 
     return Batches(packed, finish)
 
@@ -108,7 +113,6 @@ class LsrSource:
             "lm_logp": logp_K,
             "target_length": np.int32(length),
             "base_logits": (member.scores_K * self.score_scale).astype(np.float32),
-            "number": np.int32(n),
         }
 
     def padded(self, width: int) -> LsrSource:
@@ -130,18 +134,38 @@ def align(member: Retrieved, scores: Mapping[str, tuple[Sequence[str], np.ndarra
         raise InputError(f"no LM score for {error} of example {member.example.id}: the scores were made from another retrieval") from None
 
 
-def lsr_batches(sources: Mapping[str, LsrSource], *, shares: Mapping[str, float], batch: int, seed: int) -> Batches:
-    """Endless batches for lsr_step from a mixture of sources, with the example numbers in each."""
+def lsr_batches(
+    sources: Mapping[str, LsrSource], *, shares: Mapping[str, float], batch: int, seed: int, here: np.ndarray | None = None
+) -> Batches:
+    """Endless batches for lsr_step from a mixture of sources, with the example numbers in each.
+
+    Numbers are drawn for the whole batch; the examples of `here` (rows of it; None: all) are read, which are those of this process.
+    """
     names = [name for name in sources if shares[name] > 0]
     width = max(sources[name].query_tokens.shape[1] for name in names)
-    sets = [grain.MapDataset.source(sources[name].padded(width)) for name in names]
-    mixed = mixture.mix(sets, [shares[name] for name in names], seed=seed)
-    dataset = mixed.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=64)).batch(batch, drop_remainder=True)
+    padded = [sources[name].padded(width) for name in names]
+    sets = [grain.MapDataset.source(_Keys(i, len(source))) for i, source in enumerate(padded)]
 
-    def finish(item: Mapping[str, np.ndarray]) -> tuple[LsrBatch, np.ndarray]:
-        return lsr_batch(item), item["number"]
+    def read(keys_Bx2: np.ndarray) -> tuple[LsrBatch, np.ndarray]:
+        items = [padded[i][n] for i, n in (keys_Bx2 if here is None else keys_Bx2[here])]
+        return lsr_batch({key: np.stack([item[key] for item in items]) for key in items[0]}), keys_Bx2[:, 1]
 
-    return Batches(dataset, finish)
+    drawn = mixture.mix(sets, [shares[name] for name in names], seed=seed).batch(batch, drop_remainder=True).map(read)
+    return Batches(drawn.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)), lambda item: item)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Keys:
+    """(source, example) pairs of one source: what a batch is drawn from before anything is read."""
+
+    source: int
+    length: int
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, n: int) -> np.ndarray:
+        return np.asarray([self.source, int(n)], np.int32)
 
 
 def lsr_batch(item: Mapping[str, np.ndarray]) -> LsrBatch:

@@ -11,8 +11,9 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
-from radit_jax import sharding
+from radit_jax import distributed, preemption, sharding
 from radit_jax.checkpoint import Checkpoints
 from radit_jax.errors import TrainingDiverged
 from radit_jax.logbook import Logbook, say
@@ -49,34 +50,67 @@ def run(
 
     `batches` is a checkpointable iterator (get_state, set_state) of (host batch, example numbers); `place` puts a host batch on the mesh;
     `evaluate(params, step)` gives validation metrics; `describe` names the examples of a batch whose loss is not finite.
-    A run that finds checkpoints in `folder` goes on from the last one and ends bit for bit where the unkilled run ends.
+    A run that finds checkpoints in `folder` goes on from the last whole one and ends bit for bit where the unkilled run ends. SIGTERM waits
+    for the step it falls into, saves, and raises Preempted.
     """
     checkpoints = Checkpoints(folder / CHECKPOINTS, keep=options.keep)
-    if checkpoints.latest is not None:
-        state, data_state = checkpoints.restore(state)
+    if (found := checkpoints.restore(state)) is not None:
+        state, data_state = found
         batches.set_state(data_state)
-        say(f"{name}: going on from step {checkpoints.latest} of {options.steps}")
+        say(f"{name}: going on from step {int(state.step)} of {options.steps}")
     done = int(state.step)
     book = Logbook(folder, resumed_at=done)
     meter = Meter(name, book, options, last_good=lambda: checkpoints.latest, describe=describe)
-    while done < options.steps:
-        batch, numbers = next(batches)
-        state, metrics = step(state, place(batch))
-        done += 1
-        meter.after(done, metrics, numbers)  # reads the metrics of the step before this one, so the device never waits for the host
-        last = done == options.steps
-        # Before the checkpoint: a run that goes on from it does not evaluate its step again.
-        if evaluate and options.evaluate_every and (last or done % options.evaluate_every == 0):
-            meter.settle()
+    due = evaluate is not None and options.evaluate_every > 0
+    seen = distributed.from_leader(max((line["step"] for line in book.kept if "loss" not in line), default=0))  # the last evaluation
+    vote = Vote()
+    while True:
+        if due and seen < done and (done == options.steps or done % options.evaluate_every == 0):
             book.write(done, results := evaluate(state.params, done))
             say(f"{name}: step {done} " + " ".join(f"{key} {value:.4f}" for key, value in results.items()))
-        if last or done % options.checkpoint_every == 0:
-            meter.settle()  # a checkpoint of a diverged state must not replace a good one
-            # On CPU the host copy shares memory with buffers that the next step takes over, so the save has to be finished first.
-            checkpoints.save(state, batches.get_state(), wait=last or jax.default_backend() == "cpu")
+            seen = done
+        if done == options.steps:
+            break
+        with preemption.hold() as asked:
+            while True:
+                batch, numbers = next(batches)
+                state, metrics = step(state, place(batch))
+                done += 1
+                meter.after(done, metrics, numbers)  # reads the metrics of the step before this one: the device never waits for the host
+                pause = due and done % options.evaluate_every == 0  # an evaluation may be killed, and costs no step then
+                stop = done == options.steps or vote(asked(), now=pause)
+                if stop or pause or done % options.checkpoint_every == 0:
+                    meter.settle()  # a checkpoint of a diverged state must not replace a good one
+                    # On CPU the host copy shares memory with buffers that the next step takes over: the save has to be finished first.
+                    checkpoints.save(state, batches.get_state(), wait=stop or jax.default_backend() == "cpu")
+                if stop and done < options.steps:
+                    say(f"{name}: preempted, saved at step {done} of {options.steps}")
+                    checkpoints.close()
+                    raise preemption.Preempted
+                if stop or pause:
+                    break
     checkpoints.close()
     book.close()
     return state, meter.facts()
+
+
+class Vote:
+    """Whether any process was asked to stop: all hear the same answer at the same step, one step late unless it is needed `now`."""
+
+    def __init__(self):
+        if distributed.count() > 1:
+            mesh = Mesh(np.array(jax.devices()), ("all",))
+            self._each = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("all"))
+            self._any = jax.jit(lambda asked: asked.any(), out_shardings=sharding.replicated(mesh))
+            self._before = False
+
+    def __call__(self, asked: bool, *, now: bool) -> bool:
+        if distributed.count() == 1:
+            return asked
+        asked_N = np.full(jax.device_count(), asked)
+        count = self._any(jax.make_array_from_callback(asked_N.shape, self._each, lambda index: asked_N[index]))
+        before, self._before = self._before, count  # the device counts while the next step is prepared
+        return bool(before) or (now and bool(count))
 
 
 class Meter:
@@ -135,8 +169,10 @@ class Meter:
         return {"train_seconds": round(seconds, 1), **rates, **{f"last_{key}": round(value, 5) for key, value in self.last.items()}}
 
 
-def placer(mesh: jax.sharding.Mesh, micro_axis: bool) -> Callable[[Any], Any]:
-    """Puts a host batch on the mesh, rows over "data"; with `micro_axis` leaves are (A, B, …) and A stays whole."""
-    spec = jax.sharding.PartitionSpec(None, sharding.DATA) if micro_axis else jax.sharding.PartitionSpec(sharding.DATA)
-    rows = jax.sharding.NamedSharding(mesh, spec)
-    return lambda batch: jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(rows, leaf), batch)
+def placer(mesh: Mesh, micro_axis: bool, rows: int) -> Callable[[Any], Any]:
+    """Puts a host batch of `rows` rows on the mesh, rows over "data"; with `micro_axis` leaves are (A, B, …) and A stays whole.
+
+    Each process holds the rows of its own devices alone (sharding.rows_here), and all of them make one global batch.
+    """
+    axis = int(micro_axis)
+    return lambda batch: jax.tree.map(lambda leaf: sharding.put_rows_here(mesh, leaf, rows, axis), batch)

@@ -13,7 +13,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from radit_jax import artifacts, sharding
+from radit_jax import artifacts, distributed, sharding
 from radit_jax.checkpoint import save_params
 from radit_jax.data.corpus import PassageStore
 from radit_jax.data.instances import InstanceMaker
@@ -22,7 +22,7 @@ from radit_jax.errors import InputError
 from radit_jax.evaluation import metrics
 from radit_jax.inference.score import read_scores
 from radit_jax.logbook import say
-from radit_jax.retrieval import embed
+from radit_jax.retrieval import embed, encode
 from radit_jax.retrieval.search import Searcher
 from radit_jax.training import batches, loop, steps
 from radit_jax.training.losses import LsrOptions
@@ -31,6 +31,7 @@ from radit_jax.types import Example, PyTree, Retrieved
 
 PARAMS = "params"  # folder of the tuned parameters inside the artifact
 BEST = "best"  # folder of the best parameters so far, while R-ft runs
+BEST_FOUND = "best.json"  # and how good they are
 VALIDATION_K = 10  # passages over which MRR is taken
 VALIDATION_TOKENS = 8192  # of one embedding call
 
@@ -49,12 +50,19 @@ def lm(
     """LM-ft (paper section 2.2, Eq. 3): trains all weights on packed rows and writes them to `folder`/params. Returns the facts."""
     maker = InstanceMaker(tokenizer, c.row_length)
     source = batches.PassageInstances(retrieval, examples, maker, passages=c.passages, output_slots=c.output_slots)
-    data = batches.lm_batches(source, rows=c.rows, accumulate=c.accumulate, seed=seed)
+    data = batches.lm_batches(source, rows=c.rows, accumulate=c.accumulate, seed=seed, here=sharding.rows_here(mesh, c.rows))
     graphdef, params = nnx.split(model)
     tx = make_optimizer(OptimizerOptions(**c.optimizer.to_dict()), c.steps)
     state, step = _compiled(steps.lm_step, graphdef, tx, params, mesh, sharding.LM_RULES)
     state, facts = loop.run(
-        "lm_ft", step, state, data, folder, _loop_options(c, c.steps), place=loop.placer(mesh, micro_axis=True), describe=source.describe
+        "lm_ft",
+        step,
+        state,
+        data,
+        folder,
+        _loop_options(c, c.steps),
+        place=loop.placer(mesh, micro_axis=True, rows=c.rows),
+        describe=source.describe,
     )
     save_params(folder / PARAMS, state.params)
     return {**facts, "steps": c.steps, "instances": len(source), "truncated": maker.truncations.count}
@@ -89,12 +97,12 @@ def query_encoder(
     shares = {"train": 1.0} if len(sources) == 1 else {"train": 1.0 - c.completion_share, "completion": c.completion_share}
     # An epoch is one pass over the questions; the mixture draws the completions beside them.
     total = max(1, round(c.epochs * len(members["train"]) / shares["train"] / c.batch))
-    data = batches.lsr_batches(sources, shares=shares, batch=c.batch, seed=seed)
+    data = batches.lsr_batches(sources, shares=shares, batch=c.batch, seed=seed, here=sharding.rows_here(mesh, c.batch))
     options = LsrOptions(score=c.score, tau=c.tau, direction=c.direction, prior=c.prior, anchor=c.anchor, score_scale=score_scale)
     graphdef, params = nnx.split(model)
     tx = make_optimizer(OptimizerOptions(**c.optimizer.to_dict()), total)
     state, step = _compiled(steps.lsr_step, graphdef, tx, params, mesh, sharding.ENCODER_RULES, options=options)
-    validate = _Validation(graphdef, tokenizer, held_out, searcher, store, max_query_tokens, folder)
+    validate = _Validation(graphdef, tokenizer, held_out, searcher, store, max_query_tokens, folder, mesh)
     if held_out:
         say("lsr_ft: untuned " + " ".join(f"{key} {value:.4f}" for key, value in validate.measure(state.params).items()))
     state, facts = loop.run(
@@ -104,14 +112,14 @@ def query_encoder(
         data,
         folder,
         _loop_options(c, total, evaluate_every=c.validate_every if held_out else 0),
-        place=loop.placer(mesh, micro_axis=False),
+        place=loop.placer(mesh, micro_axis=False, rows=c.batch),
         evaluate=validate,
         describe=lambda numbers: sources["train"].describe(numbers) if len(sources) == 1 else str(numbers[:8]),
     )
     if held_out:
-        if (folder / BEST).exists():  # a run killed after this line has renamed it already
+        if distributed.leads() and (folder / BEST).exists():  # a run killed after this line has renamed it already
             (folder / BEST).replace(folder / PARAMS)
-        facts |= {f"best_{key}": value for key, value in validate.best().items()}
+        facts |= {f"best_{key}": value for key, value in validate.best.items()}
     else:
         save_params(folder / PARAMS, state.params)
     return {**facts, "steps": total, "questions": len(members["train"]), "held_out": len(held_out)}
@@ -129,22 +137,24 @@ class _Validation:
         store: PassageStore,
         max_tokens: int,
         folder: Path,
+        mesh: Mesh,
     ):
         self.examples = [member.example for member in held_out]
         self.tokenizer, self.searcher, self.max_tokens, self.folder = tokenizer, searcher, max_tokens, folder
-        self.encode = jax.jit(lambda params, tokens_BxT, mask_BxT: nnx.merge(graphdef, params)(tokens_BxT, mask_BxT))
+        self.encode, self.min_rows = encode.on_mesh(graphdef, mesh), mesh.shape[sharding.DATA]
         self.store = store
+        path = folder / BEST_FOUND
+        self.best: dict[str, float] = json.loads(path.read_text()) if path.exists() else {}  # the same on every process
+        distributed.meet("best so far is read")
 
     def __call__(self, params: PyTree, step: int) -> dict[str, float]:
         found = self.measure(params)
-        if found["mrr"] > self.best().get("mrr", -1.0):
+        if found["mrr"] > self.best.get("mrr", -1.0):
+            self.best = {**found, "step": step}
             save_params(self.folder / BEST, params)
-            artifacts.write_json(self.folder / "best.json", {**found, "step": step})
+            if distributed.leads():
+                artifacts.write_json(self.folder / BEST_FOUND, self.best)
         return {f"validation_{key}": value for key, value in found.items()}
-
-    def best(self) -> dict[str, float]:
-        path = self.folder / "best.json"
-        return json.loads(path.read_text()) if path.exists() else {}
 
     def measure(self, params: PyTree) -> dict[str, float]:
         """The metrics of these parameters; nothing is kept."""
@@ -154,6 +164,7 @@ class _Validation:
             [example.query for example in self.examples],
             batch_tokens=VALIDATION_TOKENS,
             max_tokens=self.max_tokens,
+            min_rows=self.min_rows,
         )
         rows_NxK, _ = self.searcher.search(queries_NxE, min(VALIDATION_K, len(self.store)))
         hits = [

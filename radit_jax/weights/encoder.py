@@ -35,7 +35,7 @@ def load_encoder(
 
     `pooling` ("cls" | "mean") and `normalize` override what the checkpoint says of itself, and `pooling` is required where it says
     nothing (DRAGON+: "cls", Contriever: "mean"). `dtype` is the compute dtype, `param_dtype` the storage dtype, and
-    `place(path, array)` puts each parameter on its devices. InputError for everything that is wrong with the checkpoint.
+    `place(path, shape, read)` puts each parameter on its devices. InputError for everything that is wrong with the checkpoint.
     """
     folder = resolve(name)
     if folder.is_file():

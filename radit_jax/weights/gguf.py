@@ -46,8 +46,11 @@ class GgufFile:
             raise InputError(f"{self.where}: the header has no {key}")
         return default
 
-    def read(self, name: str) -> np.ndarray:
-        """The tensor in float32, linear weights (out, in)."""
+    def read(self, name: str, index: tuple[slice, ...] = ()) -> np.ndarray:
+        """The tensor, or a slice of it, in float32; linear weights are (out, in)."""
+        return self._whole(name)[index]
+
+    def _whole(self, name: str) -> np.ndarray:
         tensor = self._tensors[name]
         try:
             value = gguf.dequantize(tensor.data, tensor.tensor_type)

@@ -7,6 +7,7 @@ Every tensor is accounted for: a missing, unused or wrong-shaped one is an Input
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib.util
 import json
 import re
@@ -23,7 +24,8 @@ from safetensors import SafetensorError, safe_open
 
 from radit_jax.errors import InputError
 
-Place = Callable[[str, np.ndarray], jax.Array]  # (parameter path, host array) -> array on its devices
+Read = Callable[[tuple[slice, ...]], np.ndarray]  # a slice of a parameter → its values, read from the checkpoint
+Place = Callable[[str, tuple[int, ...], Read], jax.Array]  # (parameter path, shape, read) → array on its devices
 
 # What a checkpoint folder needs besides weights: configs, tokenizer, sentence-transformers modules.
 HUB_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.safetensors")
@@ -85,7 +87,7 @@ class Tensors(Protocol):
     where: Path
     shapes: Mapping[str, tuple[int, ...]]
 
-    def read(self, name: str) -> np.ndarray: ...
+    def read(self, name: str, index: tuple[slice, ...] = ()) -> np.ndarray: ...
 
 
 class Safetensors:
@@ -113,9 +115,9 @@ class Safetensors:
             return files
         raise InputError(f"{self.where}: expected model.safetensors or model.safetensors.index.json, found {_names(files) or 'neither'}")
 
-    def read(self, name: str) -> np.ndarray:
+    def read(self, name: str, index: tuple[slice, ...] = ()) -> np.ndarray:
         try:
-            return self._file_of[name].get_tensor(name)
+            return self._file_of[name].get_slice(name)[index or ...]
         except (SafetensorError, TypeError) as error:
             raise InputError(f"{self.where}: tensor {name} cannot be read ({first_line(error)})") from error
 
@@ -145,10 +147,10 @@ class Name:
     transpose: bool = False
 
 
-def on_default_device(path: str, array: np.ndarray) -> jax.Array:
+def on_default_device(path: str, shape: tuple[int, ...], read: Read) -> jax.Array:
     """The ordinary `place`: the parameter goes where JAX puts things."""
     del path
-    return jnp.asarray(array)
+    return jnp.asarray(read((slice(None),) * len(shape)))
 
 
 def fill(
@@ -162,6 +164,7 @@ def fill(
 ) -> nnx.Module:
     """Returns `module` (abstract, from nnx.eval_shape) with every parameter read from `tensors`, stored as `param_dtype`.
 
+    `place` asks for the slices that its devices hold: no host ever has a parameter of all layers, unless one device holds it whole.
     `ignore` is a regular expression for checkpoint tensors that carry no parameter of ours (buffers, an unused pooler).
     InputError for a tensor that is missing, has another shape than the parameter, or is left over.
     """
@@ -174,8 +177,8 @@ def fill(
     _account(tensors, needed, {key: (table[key], variable.shape) for key, _, variable in flat}, ignore)
     filled = []
     for key, path, variable in flat:
-        array = _gather(tensors, table[key], needed[key], variable.shape, param_dtype)
-        filled.append((path, variable.replace(place(key, array))))
+        read = functools.partial(_gather, tensors, table[key], needed[key], variable.shape, param_dtype)
+        filled.append((path, variable.replace(place(key, tuple(variable.shape), read))))
     return nnx.merge(graphdef, nnx.from_flat_state(filled))
 
 
@@ -202,12 +205,13 @@ def _account(tensors: Tensors, needed: Mapping[str, list[str]], rows: Mapping[st
         raise InputError(f"{tensors.where}: tensor unused by this architecture: {_names(unused)}")
 
 
-def _gather(tensors: Tensors, row: Name, sources: list[str], shape: Sequence[int], dtype: Any) -> np.ndarray:
-    """One parameter on the host; layers are written into place one by one, so that nothing is held twice."""
-    out = np.empty(shape, dtype)
-    slots = out if "{layer}" in row.tensor else out[None]
-    for slot, name in zip(slots, sources, strict=True):
-        value = tensors.read(name)
+def _gather(tensors: Tensors, row: Name, sources: list[str], shape: Sequence[int], dtype: Any, index: tuple[slice, ...]) -> np.ndarray:
+    """A slice of one parameter on the host; layers are written into place one by one, so that nothing is held twice."""
+    stacked = "{layer}" in row.tensor
+    out = np.empty([len(range(*part.indices(size))) for part, size in zip(index, shape, strict=True)], dtype)
+    slots, names, inside = (out, sources[index[0]], index[1:]) if stacked else (out[None], sources, index)
+    for slot, name in zip(slots, names, strict=True):
+        value = tensors.read(name, inside[::-1] if row.transpose else inside)
         slot[...] = value.T if row.transpose else value
     return out
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from radit_jax.errors import InputError
+from radit_jax.models.flash import REFERENCE
 from radit_jax.models.layers import RopeScaling
 from radit_jax.models.lm import LM, LmConfig
 from radit_jax.weights.gguf import GgufFile, config_from_gguf
@@ -21,15 +22,22 @@ REQUIRED = object()
 
 
 def load_lm(
-    name: str, *, dtype: Any = "float32", param_dtype: Any = "float32", remat: str = "none", place: Place = on_default_device
+    name: str,
+    *,
+    dtype: Any = "float32",
+    param_dtype: Any = "float32",
+    remat: str = "none",
+    attention: str = REFERENCE,
+    place: Place = on_default_device,
 ) -> LM:
     """Returns the LM of a folder, GGUF file, Hub id or ``package:`` checkpoint; `lm.config` is what was read.
 
     `dtype` is the compute dtype, `param_dtype` the storage dtype: the same "bfloat16" for both casts once, which is what decoding wants.
-    `place(path, array)` puts each parameter on its devices as it is read. InputError for everything that is wrong with the checkpoint.
+    `attention` names what reads whole rows (models/flash.py says which kernel suits a platform).
+    `place(path, shape, read)` puts each parameter on its devices. InputError for everything that is wrong with the checkpoint.
     """
     path = resolve(name)
-    kinds = {"dtype": jnp.dtype(dtype).name, "param_dtype": jnp.dtype(param_dtype).name, "remat": remat}
+    kinds = {"dtype": jnp.dtype(dtype).name, "param_dtype": jnp.dtype(param_dtype).name, "remat": remat, "attention": attention}
     if path.suffix == ".gguf":
         tensors, names = GgufFile(path), GGUF_LM
         config, ignore = config_from_gguf(tensors, kinds), GGUF_BUFFERS

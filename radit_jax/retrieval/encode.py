@@ -1,0 +1,28 @@
+"""An encoder as a function on a mesh: batch rows over "data", vectors back on every device (Eq. 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from radit_jax import sharding
+from radit_jax.types import PyTree
+
+
+def on_mesh(graphdef: nnx.GraphDef, mesh: Mesh) -> Callable[[PyTree, np.ndarray, np.ndarray], jax.Array]:
+    """(params, tokens_BxT, mask_BxT) → vectors_BxE for parameters that change (R-ft); B is a multiple of the mesh's data axis."""
+    run = jax.jit(
+        lambda params, tokens_BxT, mask_BxT: nnx.merge(graphdef, params)(tokens_BxT, mask_BxT), out_shardings=sharding.replicated(mesh)
+    )
+    return lambda params, tokens_BxT, mask_BxT: run(params, sharding.put_rows(mesh, tokens_BxT), sharding.put_rows(mesh, mask_BxT))
+
+
+def encoding(encoder: nnx.Module, mesh: Mesh) -> Callable[[np.ndarray, np.ndarray], jax.Array]:
+    """(tokens_BxT, mask_BxT) → vectors_BxE by this encoder, whose parameters lie on the mesh."""
+    graphdef, params = nnx.split(encoder)
+    run = on_mesh(graphdef, mesh)
+    return lambda tokens_BxT, mask_BxT: run(params, tokens_BxT, mask_BxT)
