@@ -36,13 +36,13 @@ from radit_jax.inference.score import Scorer, score_retrieval
 from radit_jax.logbook import say
 from radit_jax.retrieval import embed, retrieve, search
 from radit_jax.retrieval.encode import encoding
+from radit_jax.retrieval.vectors import Vectors, open_vectors
 from radit_jax.training import loop, tune
 from radit_jax.types import Example
 from radit_jax.weights.encoder import load_encoder
 from radit_jax.weights.lm import load_lm
 
 SCANN_FROM = 20_000  # passages from which index = "auto" builds ScaNN
-EMBED_SHARD = 8_192  # passages between two writes: what a kill can lose
 # Rows of the table: (name, LM tuned?, query encoder tuned?); None: no retrieval.
 ROWS = {
     "no retrieval": (False, None),
@@ -90,8 +90,8 @@ class Pipeline:
         return corpus.PassageStore(self.passages.path)
 
     @functools.cached_property
-    def vectors(self) -> embed.Vectors:
-        return embed.open_vectors(self._vectors_artifact.path, len(self.store))
+    def vectors(self) -> Vectors:
+        return open_vectors(self._vectors_artifact.path, len(self.store))
 
     @functools.cached_property
     def _vectors_artifact(self) -> Artifact:
@@ -106,7 +106,6 @@ class Pipeline:
                 load_tokenizer(c.document_encoder),
                 self.store,
                 folder,
-                shard_size=EMBED_SHARD,
                 batch_tokens=c.batch_tokens,
                 max_tokens=c.max_passage_tokens,
                 min_rows=mesh.size,

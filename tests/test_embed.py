@@ -15,7 +15,8 @@ from radit_jax.data.tokenizer import load_tokenizer
 from radit_jax.errors import InputError
 from radit_jax.models.encoder import Encoder, EncoderConfig
 from radit_jax.retrieval import embed
-from radit_jax.retrieval.embed import Buckets, Vectors, embed_passages, embed_queries, open_vectors
+from radit_jax.retrieval.embed import Buckets, embed_passages, embed_queries, embed_shards, shard_rows
+from radit_jax.retrieval.vectors import DTYPES, Vectors, open_vectors
 from radit_jax.types import Passage
 
 MAX_TOKENS = 40
@@ -127,28 +128,70 @@ def test_a_killed_run_goes_on_from_its_last_whole_shard(encode, tokenizer, store
     assert "23 already there" in capsys.readouterr().err
 
 
+def test_workers_share_the_shards_and_their_number_may_change(encode, tokenizer, store, tmp_path):
+    """Of two workers one is killed before it wrote anything; one process with another shard size goes on."""
+    whole, shared = tmp_path / "whole", tmp_path / "shared"
+    whole.mkdir(), shared.mkdir()
+    embed_passages(encode, tokenizer, store, whole, **SIZES)
+    ranges = {0: range(0, 23), 1: range(23, 46), 2: range(46, 60)}
+    buckets = Buckets(128, MAX_TOKENS, most_rows=23)
+    embed_shards(encode, tokenizer, store, shared, {i: ranges[i] for i in (0, 2)}, buckets, "float32", shard_size=23)
+    written = {path: path.stat().st_mtime_ns for path in shared.glob("vectors-*.npy")}
+    assert sorted(path.name for path in written) == ["vectors-00000.npy", "vectors-00002.npy"]
+    facts = embed_passages(encode, tokenizer, store, shared, **SIZES | {"shard_size": 9})
+    assert (facts["shards"], facts["shard_size"]) == (3, 23)
+    assert all(path.stat().st_mtime_ns == before for path, before in written.items())
+    np.testing.assert_array_equal(open_vectors(shared, 60)[:], open_vectors(whole)[:])
+
+
+def test_every_process_gets_a_shard_or_is_refused():
+    assert shard_rows(1_000_000, processes=4) == 8_192 and shard_rows(1_500, processes=4) == 375
+    assert shard_rows(399_000_000, processes=16) == 97_413  # as many shards as may be mapped
+    for count, processes in ((5, 4), (7, 7), (100, 33)):
+        assert -(-count // shard_rows(count, processes)) >= processes
+    with pytest.raises(InputError, match="4 processes are more than the 3 passages"):
+        shard_rows(3, processes=4)
+
+
 def test_shards_of_another_run_are_refused(encode, tokenizer, store, tmp_path):
     embed_passages(encode, tokenizer, store, tmp_path, **SIZES)
-    with pytest.raises(InputError, match="23 rows of float32, expected 30 of float32"):
-        embed_passages(encode, tokenizer, store, tmp_path, **SIZES | {"shard_size": 30})
+    with pytest.raises(InputError, match="23 rows of float32, expected 23 of float16"):
+        embed_passages(encode, tokenizer, store, tmp_path, **SIZES, dtype="float16")
     (tmp_path / "vectors-00002.npy").unlink()
     with pytest.raises(InputError, match="dimension 4, .* has 16"):
         embed_passages(lambda t, m: encode(t, m)[:, :4], tokenizer, store, tmp_path, **SIZES)
 
 
-def test_float16_halves_the_bytes_and_refuses_what_does_not_fit(encode, tokenizer, store, tmp_path):
-    embed_passages(encode, tokenizer, store, tmp_path, **SIZES, dtype="float16")
-    assert np.load(tmp_path / "vectors-00000.npy").dtype == np.float16
-    assert open_vectors(tmp_path)[:2].dtype == np.float32
-    (tmp_path / "wide").mkdir()
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_the_bytes_are_the_rounded_vectors(encode, tokenizer, store, tmp_path, dtype):
+    whole, half = tmp_path / "whole", tmp_path / "half"
+    whole.mkdir(), half.mkdir()
+    embed_passages(encode, tokenizer, store, whole, **SIZES)
+    embed_passages(encode, tokenizer, store, half, **SIZES, dtype=dtype)
+    assert np.load(half / "vectors-00000.npy", allow_pickle=False).nbytes == 23 * 16 * 2
+    rounded, opened = open_vectors(whole)[:].astype(DTYPES[dtype]), open_vectors(half)
+    assert opened.dtype == DTYPES[dtype] and opened[:2].dtype == np.float32
+    for found in (opened[:], opened.span(0, 60), opened[np.arange(60)]):
+        np.testing.assert_array_equal(found.astype(np.float32), rounded.astype(np.float32))
+    # The same rows go on from where they are, and bits that nobody explains are refused.
+    (half / "vectors-00001.npy").unlink()
+    embed_passages(encode, tokenizer, store, half, **SIZES, dtype=dtype)
+    np.testing.assert_array_equal(open_vectors(half)[:], opened[:])
+    if dtype == "bfloat16":
+        (half / "vectors-00001.json").unlink()
+        with pytest.raises(InputError, match="uint16 numbers"):
+            open_vectors(half)
+
+
+def test_a_dtype_that_does_not_fit_is_refused(encode, tokenizer, store, tmp_path):
     with pytest.raises(InputError, match="do not fit float16"):
-        embed_passages(lambda t, m: 1e6 * encode(t, m), tokenizer, store, tmp_path / "wide", **SIZES, dtype="float16")
-    with pytest.raises(InputError, match="'int8', expected one of float32, float16"):
+        embed_passages(lambda t, m: 1e6 * encode(t, m), tokenizer, store, tmp_path, **SIZES, dtype="float16")
+    with pytest.raises(InputError, match="'int8', expected one of float32, float16, bfloat16"):
         embed_passages(encode, tokenizer, store, tmp_path, **SIZES, dtype="int8")
 
 
 def test_an_encoder_that_gives_nan_is_named(encode, tokenizer):
-    with pytest.raises(InputError, match="text 0 .* not finite"):
+    with pytest.raises(InputError, match="text 0 is not finite"):
         embed_queries(lambda t, m: np.nan * encode(t, m), tokenizer, ["who"], batch_tokens=64, max_tokens=16)
     with pytest.raises(InputError, match="no queries"):
         embed_queries(encode, tokenizer, [], batch_tokens=64, max_tokens=16)
@@ -187,6 +230,16 @@ def test_vectors_index_over_shards():
         vectors[np.array([12])]
     with pytest.raises(IndexError):
         vectors[np.array([-1])]  # the row of "no passage" must not be the last one
+
+
+def test_a_span_is_padded_with_rows_of_zeros():
+    whole = np.arange(1, 25, dtype=np.float16).reshape(12, 2)
+    vectors = Vectors([whole[:5], whole[5:6], whole[6:]])
+    for start, stop, pad_to in ((3, 7, 6), (4, 5, 0), (10, 20, 10), (12, 16, 4), (30, 34, 4)):
+        found = vectors.span(start, stop, pad_to=pad_to)
+        count = len(whole[start:stop])
+        assert found.dtype == np.float16 and len(found) == max(count, pad_to) and not found[count:].any()
+        np.testing.assert_array_equal(found[:count], whole[start:stop])
 
 
 def test_open_vectors_refuses_gaps_and_other_counts(tmp_path):

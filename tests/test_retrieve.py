@@ -7,7 +7,7 @@ import pytest
 
 from radit_jax.data.corpus import PassageStore, build_store
 from radit_jax.errors import InputError
-from radit_jax.retrieval.embed import Vectors
+from radit_jax.retrieval.vectors import Vectors
 from radit_jax.retrieval.retrieve import Retrieval, retrieve, write_retrieval
 from radit_jax.retrieval.search import ExactSearcher
 from radit_jax.types import Example, Passage

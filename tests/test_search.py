@@ -11,8 +11,8 @@ import pytest
 
 from radit_jax.errors import InputError
 from radit_jax.retrieval import search
-from radit_jax.retrieval.embed import Vectors, open_vectors
 from radit_jax.retrieval.search import ExactSearcher, ScannSearcher, ScannSettings, make_searcher
+from radit_jax.retrieval.vectors import Vectors, open_vectors
 from radit_jax.sharding import make_mesh
 
 MESHES = [(1, 1), (4, 1), (2, 2)]

@@ -11,22 +11,24 @@ import collections
 import dataclasses
 import functools
 import itertools
-import json
+import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import jax
 import numpy as np
 
-from radit_jax import artifacts, progress
+from radit_jax import distributed, progress
 from radit_jax.data.corpus import PassageStore
 from radit_jax.errors import InputError
+from radit_jax.retrieval.vectors import DTYPES, about_shard, open_vectors, read_shard, shard_path, write_shard
 
 Encode = Callable[[np.ndarray, np.ndarray], jax.Array]  # (tokens_BxT, mask_BxT) -> vectors_BxE
 Batch = tuple[list[int], np.ndarray, np.ndarray]  # rows, tokens_BxT, mask_BxT
-DTYPES = ("float32", "float16")
+SHARD = 8_192  # passages between two writes …
+MOST_SHARDS = 4_096  # … or more in a corpus so large: every shard is a mapping of each process that reads them
 READ = 1024  # passages tokenized at a time
 IN_FLIGHT = 2  # batches dispatched before the oldest result is fetched: the host tokenizes while the device computes
 SHORTEST = 16  # tokens of the smallest bucket
@@ -90,32 +92,61 @@ def embed_passages(
     store: PassageStore,
     folder: Path,
     *,
-    shard_size: int,
     batch_tokens: int,
     max_tokens: int,
     dtype: str = "float32",
     min_rows: int = 1,
+    shard_size: int | None = None,
 ) -> dict[str, Any]:
     """Writes the vectors of every passage of `store`, row by row, to `folder`/vectors-00000.npy … and returns the facts.
 
-    Shards of `shard_size` rows are whole or absent, so a killed run goes on from its last whole shard. `encode` is a jitted
-    function (tokens_BxT, mask_BxT) → vectors_BxE. Raises InputError on an unknown dtype, an empty store, vectors that are not
-    finite, or shards in `folder` of another shape.
+    Shards are whole or absent: a run that was killed goes on from those that are there, with any number of processes, which call this
+    together. Process i of n embeds shards i, i + n, … on its own devices and hears of the others only at the end; the facts are the
+    leader's. `encode` is a jitted function (tokens_BxT, mask_BxT) → vectors_BxE, `dtype` is what is stored, `shard_size` the most rows of
+    a shard (default: `shard_rows`). Raises InputError on an unknown dtype, an empty store, more processes than passages, vectors that are
+    not finite, or shards in `folder` of another shape.
     """
     if dtype not in DTYPES:
         raise InputError(f"dtype of the vectors is {dtype!r}, expected one of {', '.join(DTYPES)}")
     if not len(store):
         raise InputError("no passages to embed: the store is empty")
-    ranges = [range(start, min(start + shard_size, len(store))) for start in range(0, len(store), shard_size)]
-    present = [_present(folder, i, rows, dtype) for i, rows in enumerate(ranges)]
-    buckets = Buckets(batch_tokens, max_tokens, most_rows=min(shard_size, len(store)), min_rows=min_rows)
-    start = sum(len(rows) for rows, there in zip(ranges, present) if there)
-    with progress.bar("embed", len(store), unit="passages", start=start) as advance:
-        for i, rows in enumerate(ranges):
-            if not present[i]:
-                texts = (passage.content for at in _chunks(rows) for passage in store.read(at))
-                _write_shard(folder, i, *_embed(encode, tokenizer, texts, len(rows), buckets, advance), dtype)
-    return _facts(folder, shard_size, dtype)
+    rows = distributed.from_leader(_begun(folder) or shard_rows(len(store), distributed.count(), shard_size))
+    ranges = [range(start, min(start + rows, len(store))) for start in range(0, len(store), rows)]
+    own = {i: ranges[i] for i in range(distributed.index(), len(ranges), distributed.count())}
+    buckets = Buckets(batch_tokens, max_tokens, most_rows=min(rows, len(store)), min_rows=min_rows)
+    embed_shards(encode, tokenizer, store, folder, own, buckets, dtype, shard_size=rows)
+    distributed.meet("all passages are embedded")
+    return _facts(folder, rows, dtype) if distributed.leads() else {}
+
+
+def shard_rows(count: int, processes: int, most: int | None = None) -> int:
+    """Passages between two writes: what a kill can lose. Every process gets a shard; InputError where there are too few passages."""
+    if count < processes:
+        raise InputError(f"{processes} processes are more than the {count} passages to embed: expected at most one process a passage")
+    return min(most or max(SHARD, math.ceil(count / MOST_SHARDS)), count // processes)
+
+
+def embed_shards(
+    encode: Encode,
+    tokenizer: EncoderTokenizer,
+    store: PassageStore,
+    folder: Path,
+    shards: Mapping[int, range],
+    buckets: Buckets,
+    dtype: str,
+    shard_size: int,
+) -> None:
+    """Embeds these shards (number → rows of the store) one by one, without those that are there already."""
+    missing = {i: rows for i, rows in shards.items() if not _present(folder, i, rows, dtype)}
+    total = sum(map(len, shards.values()))
+    with progress.bar("embed", total, unit="passages", start=total - sum(map(len, missing.values()))) as advance:
+        for i, rows in missing.items():
+            texts = (passage.content for at in _chunks(rows) for passage in store.read(at))
+            vectors_NxE, tally = _embed(encode, tokenizer, texts, len(rows), buckets, advance, DTYPES[dtype])
+            _check_dim(folder, vectors_NxE.shape[1])
+            about = dataclasses.asdict(tally) | {"shapes": sorted(tally.shapes), "shard_size": shard_size}
+            write_shard(shard_path(folder, i), vectors_NxE, about)
+            del vectors_NxE  # before the next shard's are there
 
 
 def embed_queries(
@@ -125,78 +156,39 @@ def embed_queries(
     if not texts:
         raise InputError("no queries to embed")
     buckets = Buckets(batch_tokens, max_tokens, most_rows=len(texts), min_rows=min_rows)
-    return _embed(encode, tokenizer, iter(texts), len(texts), buckets, lambda count: None)[0]
-
-
-class Vectors:
-    """The vectors of a corpus, row by row, over memory-mapped shards: nothing is read before it is asked for."""
-
-    def __init__(self, shards: Sequence[np.ndarray]):
-        self.shards = tuple(shards)
-        self._starts = np.concatenate([[0], np.cumsum([len(shard) for shard in self.shards])])
-
-    def __len__(self) -> int:
-        return int(self._starts[-1])
-
-    @property
-    def dim(self) -> int:
-        return self.shards[0].shape[1]
-
-    def __getitem__(self, rows_N: np.ndarray | slice) -> np.ndarray:
-        """float32 vectors_NxE of these rows, in their order."""
-        if isinstance(rows_N, slice):
-            rows_N = np.arange(len(self))[rows_N] if rows_N.step not in (None, 1) else rows_N
-        if isinstance(rows_N, slice):
-            return self._span(*rows_N.indices(len(self))[:2])
-        rows_N = np.asarray(rows_N)
-        if rows_N.size and not 0 <= rows_N.min() <= rows_N.max() < len(self):
-            raise IndexError(f"rows {rows_N.min()}…{rows_N.max()} of {len(self)} vectors")
-        vectors_NxE = np.empty((len(rows_N), self.dim), np.float32)
-        shard_N = np.searchsorted(self._starts, rows_N, side="right") - 1
-        for i in np.unique(shard_N):
-            here = shard_N == i
-            vectors_NxE[here] = self.shards[i][rows_N[here] - self._starts[i]]
-        return vectors_NxE
-
-    def _span(self, start: int, stop: int) -> np.ndarray:
-        parts = [
-            shard[max(start - first, 0) : max(stop - first, 0)]
-            for shard, first in zip(self.shards, self._starts)
-            if first < stop and start < first + len(shard)
-        ]
-        return np.concatenate([np.empty((0, self.dim), np.float32), *parts], dtype=np.float32)
-
-
-def open_vectors(folder: Path, count: int | None = None) -> Vectors:
-    """Opens what `embed_passages` wrote. Raises InputError on missing or differing shards, or when there are not `count` vectors."""
-    paths = sorted(Path(folder).glob("vectors-*.npy"))
-    if not paths or [path.name for path in paths] != [_shard_path(Path(folder), i).name for i in range(len(paths))]:
-        raise InputError(f"{folder}: found {len(paths)} vector shards, expected vectors-00000.npy and on without a gap")
-    vectors = Vectors([np.load(path, mmap_mode="r", allow_pickle=False) for path in paths])
-    for path, shard in zip(paths, vectors.shards):
-        if shard.shape[1:] != (vectors.dim,):
-            raise InputError(f"{path}: vectors of dimension {shard.shape[1:]}, the first shard has {vectors.dim}")
-    if count is not None and len(vectors) != count:
-        raise InputError(f"{folder}: {len(vectors):,} vectors, expected {count:,} (one per passage)")
-    return vectors
+    return _embed(encode, tokenizer, iter(texts), len(texts), buckets, lambda count: None, DTYPES["float32"])[0]
 
 
 def _embed(
-    encode: Encode, tokenizer: EncoderTokenizer, texts: Iterator[str], count: int, buckets: Buckets, advance: Callable[[int], Any]
+    encode: Encode,
+    tokenizer: EncoderTokenizer,
+    texts: Iterator[str],
+    count: int,
+    buckets: Buckets,
+    advance: Callable[[int], Any],
+    dtype: np.dtype,
 ) -> tuple[np.ndarray, Tally]:
     tally, vectors_NxE = Tally(texts=count), None
     began = time.monotonic()
     batches = _batches(_tokenized(tokenizer, texts, buckets.max_tokens, tally), buckets)
     for rows, result_BxE in _encoded(encode, batches, tally):
         if vectors_NxE is None:
-            vectors_NxE = np.empty((count, result_BxE.shape[1]), np.float32)
-        vectors_NxE[rows] = result_BxE
+            vectors_NxE = np.empty((count, result_BxE.shape[1]), dtype)
+        vectors_NxE[rows] = _narrowed(rows, result_BxE, dtype)
         advance(len(rows))
     tally.seconds = time.monotonic() - began
-    if not np.isfinite(vectors_NxE).all():
-        bad = int(np.flatnonzero(~np.isfinite(vectors_NxE).all(axis=1))[0])
-        raise InputError(f"the encoder's vector of text {bad} (of {count}) is not finite")
     return vectors_NxE, tally
+
+
+def _narrowed(rows: list[int], vectors_BxE: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    if not np.isfinite(vectors_BxE).all():
+        bad = rows[int(np.flatnonzero(~np.isfinite(vectors_BxE).all(axis=1))[0])]
+        raise InputError(f"the encoder's vector of text {bad} is not finite")
+    with np.errstate(over="ignore"):  # what overflows is reported below
+        narrowed_BxE = vectors_BxE.astype(dtype)
+    if not np.isfinite(narrowed_BxE).all():
+        raise InputError(f"the vectors do not fit {dtype.name} (largest absolute value {np.abs(vectors_BxE).max():.3g}); use float32")
+    return narrowed_BxE
 
 
 def _tokenized(tokenizer: EncoderTokenizer, texts: Iterator[str], max_tokens: int, tally: Tally) -> Iterator[np.ndarray]:
@@ -259,37 +251,32 @@ def _chunks(rows: range) -> Iterator[list[int]]:
         yield list(rows[start : start + READ])
 
 
-def _shard_path(folder: Path, i: int) -> Path:
-    return folder / f"vectors-{i:05d}.npy"
-
-
 def _present(folder: Path, i: int, rows: range, dtype: str) -> bool:
     """Whether an earlier run has written this shard; it must then be of this shape."""
-    path = _shard_path(folder, i)
+    path = shard_path(folder, i)
     if not path.exists():
         return False
-    shard = np.load(path, mmap_mode="r", allow_pickle=False)
-    if len(shard) != len(rows) or shard.dtype != dtype:
+    shard = read_shard(path)
+    if len(shard) != len(rows) or shard.dtype != DTYPES[dtype]:
         raise InputError(f"{path}: {len(shard)} rows of {shard.dtype}, expected {len(rows)} of {dtype} (another run's)")
     return True
 
 
-def _write_shard(folder: Path, i: int, vectors_NxE: np.ndarray, tally: Tally, dtype: str) -> None:
-    first = _shard_path(folder, 0)
-    if i and (dim := np.load(first, mmap_mode="r", allow_pickle=False).shape[1]) != vectors_NxE.shape[1]:
-        raise InputError(f"the encoder gives vectors of dimension {vectors_NxE.shape[1]}, {first} has {dim}")
-    with np.errstate(over="ignore"):  # what overflows is reported below
-        narrowed = vectors_NxE.astype(dtype)
-    if not np.isfinite(narrowed).all():
-        raise InputError(f"the vectors do not fit {dtype} (largest absolute value {np.abs(vectors_NxE).max():.3g}); use float32")
-    # The tally first: the array is what says that the shard is whole.
-    artifacts.write_json(_shard_path(folder, i).with_suffix(".json"), dataclasses.asdict(tally) | {"shapes": sorted(tally.shapes)})
-    artifacts.save_array(_shard_path(folder, i), narrowed)
+def _check_dim(folder: Path, dim: int) -> None:
+    other = next(folder.glob("vectors-*.npy"), None)
+    if other and (found := read_shard(other).shape[1]) != dim:
+        raise InputError(f"the encoder gives vectors of dimension {dim}, {other} has {found}")
+
+
+def _begun(folder: Path) -> int:
+    """The rows of the shards that an earlier run began here, perhaps with another number of processes; 0 where there are none."""
+    present = next(folder.glob("vectors-*.npy"), None)
+    return about_shard(present).get("shard_size", 0) if present else 0
 
 
 def _facts(folder: Path, shard_size: int, dtype: str) -> dict[str, Any]:
     """Sums over the tallies of all shards, so that an interrupted run reports what an uninterrupted one does."""
-    tallies = [json.loads(path.with_suffix(".json").read_text()) for path in sorted(folder.glob("vectors-*.npy"))]
+    tallies = [about_shard(path) for path in sorted(folder.glob("vectors-*.npy"))]
     total = {key: sum(tally[key] for tally in tallies) for key in ("texts", "tokens", "computed", "truncated", "seconds")}
     return {
         "passages": total["texts"],
@@ -300,6 +287,6 @@ def _facts(folder: Path, shard_size: int, dtype: str) -> dict[str, Any]:
         "truncated": total["truncated"],
         "padding_share": round(1 - total["tokens"] / total["computed"], 4),
         "compiles": len({tuple(shape) for tally in tallies for shape in tally["shapes"]}),
-        "passages_per_s": round(total["texts"] / total["seconds"], 1),
+        "passages_per_s": round(total["texts"] / total["seconds"], 1),  # of one process
         "seconds": round(total["seconds"], 1),
     }

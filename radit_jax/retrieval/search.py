@@ -23,7 +23,7 @@ from scann import scann_ops_pybind as scann
 
 from radit_jax import artifacts
 from radit_jax.errors import InputError
-from radit_jax.retrieval.embed import Vectors
+from radit_jax.retrieval.vectors import Vectors
 from radit_jax.sharding import DATA, MODEL
 
 Found = tuple[np.ndarray, np.ndarray]  # rows_BxK int64, scores_BxK float32

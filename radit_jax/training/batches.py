@@ -95,7 +95,7 @@ class LsrSource:
 
     retrieved: Sequence[Retrieved]
     scores: Mapping[str, tuple[Sequence[str], np.ndarray, int]]  # inference.score.read_scores
-    vectors: Any  # retrieval.embed.Vectors: rows → (N, E)
+    vectors: Any  # retrieval.vectors.Vectors: rows → (N, E)
     query_tokens: np.ndarray  # (N, T) int32
     query_mask: np.ndarray  # (N, T) bool
     score_scale: float
