@@ -34,7 +34,7 @@ from radit_jax.evaluation import evaluate
 from radit_jax.inference.ensemble import Ensemble
 from radit_jax.inference.score import Scorer, score_retrieval
 from radit_jax.logbook import say
-from radit_jax.retrieval import embed, retrieve, search
+from radit_jax.retrieval import embed, retrieve, scann, search
 from radit_jax.retrieval.encode import encoding
 from radit_jax.retrieval.vectors import Vectors, open_vectors
 from radit_jax.training import loop, tune
@@ -120,9 +120,9 @@ class Pipeline:
             kind = "scann" if len(self.store) >= SCANN_FROM else "exact"
         if kind != "scann":
             return search.make_searcher(kind, self.vectors, mesh=self.mesh)
-        made_from = {"vectors": self._vectors_artifact.fingerprint}
-        index = self._stage("index", made_from, lambda folder: search.ScannSearcher(self.vectors).save(folder / "scann"))
-        return search.ScannSearcher.load(index.path / "scann", self.vectors)
+        made_from = {"vectors": self._vectors_artifact.fingerprint, "parts": 0}
+        index = self._stage("index", made_from, lambda folder: scann.build_index(folder, self.vectors))
+        return scann.ScannSearcher.load(index.path, self.vectors)
 
     # -- questions → examples → passages --------------------------------------------------------------------------------------------------
 

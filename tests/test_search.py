@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
 from radit_jax.errors import InputError
-from radit_jax.retrieval import search
-from radit_jax.retrieval.search import ExactSearcher, ScannSearcher, ScannSettings, make_searcher
-from radit_jax.retrieval.vectors import Vectors, open_vectors
+from radit_jax.retrieval import scann
+from radit_jax.retrieval.candidates import QUERIES
+from radit_jax.retrieval.exact import ExactSearcher, Layout, group_size, top_k_program
+from radit_jax.retrieval.scann import ScannSearcher, ScannSettings, build_index
+from radit_jax.retrieval.search import make_searcher
+from radit_jax.retrieval.vectors import DTYPES, Vectors, open_vectors
 from radit_jax.sharding import make_mesh
 
-MESHES = [(1, 1), (4, 1), (2, 2)]
+MESHES = [(1, 1), (4, 1), (2, 2), (1, 4)]
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +57,8 @@ def recall(found, wanted):
 def test_exact_is_numpy_with_ties_by_row_on_every_mesh(small, shape, k):
     vectors, queries = small
     # 103 rows divide neither by four devices nor into blocks of nine; the shard boundary lies inside a block.
-    searcher = ExactSearcher(Vectors([vectors[:50], vectors[50:]]), make_mesh(*shape), block=9)
+    searcher = ExactSearcher(Vectors([vectors[:50], vectors[50:]]), make_mesh(*shape), score_bytes=9 * 4 * QUERIES)
+    assert searcher.layout.block <= 9
     rows, scores = searcher.search(queries, k)
     wanted_rows, wanted_scores = numpy_top_k(vectors, queries, k)
     np.testing.assert_array_equal(rows, wanted_rows)
@@ -77,6 +83,63 @@ def test_exact_on_more_queries_than_one_group(topical):
     many = np.concatenate([queries, queries[:45]])
     rows, _ = ExactSearcher(Vectors([vectors])).search(many, 10)
     assert recall(rows, numpy_top_k(vectors, many, 10)[0]) == 1.0
+
+
+@pytest.mark.parametrize("block, k", [(128, 1), (4096, 10), (256, 300), (37, 5)])
+def test_exact_with_groups_and_ties(block, k):
+    """The maxima of groups of rows choose where the best are looked for: scores 0 … 2 are tied across groups, blocks and devices."""
+    rng = np.random.default_rng(1)
+    vectors, queries = rng.integers(0, 2, (3001, 2)).astype(np.float32), np.array([[1, 1], [1, 0], [-1, 0]], np.float32)
+    searcher = ExactSearcher(Vectors([vectors]), make_mesh(2, 2), score_bytes=block * 4 * QUERIES)
+    assert searcher.layout.block <= block
+    rows, scores = searcher.search(queries, k)
+    wanted_rows, wanted_scores = numpy_top_k(vectors, queries, k)
+    np.testing.assert_array_equal(rows, wanted_rows)
+    np.testing.assert_array_equal(scores, wanted_scores)
+
+
+def test_groups_divide_the_block():
+    assert group_size(4096, 10) == 16 and group_size(4096, 4096) == 1 and group_size(37, 1) == 1
+    for rows, kept in ((16_384, 10), (16_384, 100), (96, 2), (1, 1)):
+        assert rows % group_size(rows, kept) == 0
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_exact_scores_what_is_stored_in_float32(topical, dtype):
+    vectors, queries = topical[0].astype(DTYPES[dtype]), topical[1][:20]
+    searcher = ExactSearcher(Vectors([vectors[:5000], vectors[5000:]]), make_mesh(2, 2))
+    assert searcher._vectors_NxE.dtype == DTYPES[dtype]
+    rows, scores = searcher.search(queries, 10)
+    stored = vectors.astype(np.float64)
+    np.testing.assert_allclose(scores, np.take_along_axis(queries @ stored.T, rows, axis=1), atol=1e-6)
+    assert recall(rows, numpy_top_k(vectors.astype(np.float32), queries, 10)[0]) == 1.0
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_exact_program_is_compiled_from_shapes_and_holds_one_block_of_scores(dtype):
+    """Nothing of the size of the vectors, or of all scores, is among the temporaries of a device."""
+    mesh, E, k = make_mesh(2, 2), 16, 10
+    layout = Layout.of(1_000_000, mesh.size, score_bytes=1 << 20)
+    shapes = jax.ShapeDtypeStruct((QUERIES, E), np.float32), jax.ShapeDtypeStruct((layout.padded, E), DTYPES[dtype])
+    memory = top_k_program(mesh, layout, k).lower(*shapes).compile().memory_analysis()
+    scores, block = 4 * QUERIES * layout.block, 4 * layout.block * E
+    assert scores <= 1 << 20
+    assert memory.temp_size_in_bytes < 3 * scores + 2 * block < 4 * layout.padded // mesh.size * E
+
+
+def test_approx_keeps_its_recall_target_and_exact_scores(topical):
+    vectors, queries = topical
+    rows, scores = make_searcher("approx", Vectors([vectors]), mesh=make_mesh(2, 2), recall=0.9).search(queries, 10)
+    assert recall(rows, numpy_top_k(vectors, queries, 10)[0]) >= 0.9
+    np.testing.assert_allclose(scores, np.take_along_axis(queries @ vectors.T, rows, axis=1), atol=1e-5)
+    with pytest.raises(InputError, match="recall target 1 "):
+        make_searcher("approx", Vectors([vectors]), recall=1.0)
+
+
+def test_exact_numbers_rows_in_32_bits():
+    assert Layout.of(399_000_000, 128).padded < 1.01 * 399_000_000
+    with pytest.raises(InputError, match="3,000,000,000 vectors, exact search numbers at most 2,147,483,647 rows"):
+        Layout.of(3_000_000_000, 128)
 
 
 def test_scann_recall_and_exact_scores(topical):
@@ -127,7 +190,7 @@ def test_scann_moved_and_loaded_finds_the_same(topical, tmp_path, count):
     assert loaded.settings == made.settings
     for mine, its in zip(made.search(queries, 10), loaded.search(queries, 10)):
         np.testing.assert_array_equal(mine, its)
-    assert not list((tmp_path / "index").glob("*.pkl"))
+    assert not list((tmp_path / "index").rglob("*.pkl"))
 
 
 def test_scann_load_refuses_other_vectors_and_pickles(topical, tmp_path):
@@ -135,11 +198,42 @@ def test_scann_load_refuses_other_vectors_and_pickles(topical, tmp_path):
     ScannSearcher(Vectors([vectors])).save(tmp_path)
     with pytest.raises(InputError, match="500 vectors of dimension 64, the vectors given are 500 of dimension 32"):
         ScannSearcher.load(tmp_path, Vectors([vectors[:, :32]]))
-    (tmp_path / "scann_docids.pkl").write_bytes(b"")
+    (tmp_path / "scann-00000-of-00001" / "scann_docids.pkl").write_bytes(b"")
     with pytest.raises(InputError, match="pickle"):
         ScannSearcher.load(tmp_path, Vectors([vectors]))
     with pytest.raises(InputError, match="no ScaNN index"):
         ScannSearcher.load(tmp_path / "nowhere", Vectors([vectors]))
+
+
+@pytest.mark.parametrize("parts", [1, 3, 103])
+def test_scann_parts_find_what_exact_search_finds(small, tmp_path, parts):
+    """Ties across parts included; 103 parts of one row each give fewer than k candidates."""
+    vectors, queries = Vectors([small[0][:50], small[0][50:]]), small[1]
+    made = ScannSearcher(vectors, parts=parts)
+    assert [len(part.rows) for part in made.parts.values()] == [103 // parts + (i % 3 == 2 and parts == 3) for i in range(parts)]
+    wanted_rows, wanted_scores = numpy_top_k(small[0], queries, 10)
+    found = made.search(queries, 10)
+    np.testing.assert_array_equal(found[1], wanted_scores)
+    for rows, scores in zip(found[0], wanted_scores):
+        assert all(a < b for a, b, equal in zip(rows, rows[1:], np.diff(scores) == 0) if equal)
+    assert build_index(tmp_path, vectors, parts=parts) == {"vectors": 103, "parts": parts}
+    for mine, stored in zip(found, ScannSearcher.load(tmp_path, vectors).search(queries, 10)):
+        np.testing.assert_array_equal(mine, stored)
+
+
+def test_scann_goes_on_part_by_part_and_names_what_is_missing(small, tmp_path):
+    vectors = Vectors([small[0]])
+    build_index(tmp_path, vectors, parts=3)
+    shutil.rmtree(tmp_path / "scann-00001-of-00003")
+    (tmp_path / "scann-00001-of-00003.partial").mkdir()  # killed in the middle of it
+    with pytest.raises(InputError, match="1 of 3 parts of the ScaNN index are missing, first scann-00001-of-00003"):
+        ScannSearcher.load(tmp_path, vectors)
+    before = (tmp_path / "scann-00000-of-00003" / scann.SETTINGS_FILE).stat().st_mtime_ns
+    assert build_index(tmp_path, vectors)["parts"] == 3  # as it was begun
+    assert (tmp_path / "scann-00000-of-00003" / scann.SETTINGS_FILE).stat().st_mtime_ns == before
+    np.testing.assert_array_equal(ScannSearcher.load(tmp_path, vectors).search(small[1], 3)[1], numpy_top_k(small[0], small[1], 3)[1])
+    with pytest.raises(InputError, match="104 parts of an index of 103 vectors"):
+        ScannSearcher(vectors, parts=104)
 
 
 @pytest.mark.parametrize("kind", ["exact", "scann"])
@@ -159,7 +253,7 @@ def test_bad_input_is_named(small, kind):
 
 
 def test_unknown_searcher_is_named(small):
-    with pytest.raises(InputError, match="'faiss', expected 'exact' or 'scann'"):
+    with pytest.raises(InputError, match="'faiss', expected 'exact', 'approx' or 'scann'"):
         make_searcher("faiss", Vectors([small[0]]))
 
 
@@ -168,7 +262,7 @@ def test_settings_grow_slower_than_the_corpus():
     shares = [(s := ScannSettings.for_corpus(n, 768)).leaves_searched / s.leaves for n in sizes]
     assert shares == sorted(shares, reverse=True)
     assert ScannSettings.for_corpus(37_000_000, 768).dims_per_block * 256 >= 768
-    assert ScannSettings.for_corpus(search.BRUTE_FORCE_BELOW - 1, 64).leaves == 0
+    assert ScannSettings.for_corpus(scann.BRUTE_FORCE_BELOW - 1, 64).leaves == 0
 
 
 @pytest.mark.skipif("RADIT_NQ_VECTORS" not in os.environ, reason="set RADIT_NQ_VECTORS to what tests/make_nq_vectors.py wrote (minutes)")
