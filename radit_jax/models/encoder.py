@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from radit_jax.models.attention import MASKED
-from radit_jax.models.layers import Embed, Linear, contract
+from radit_jax.models.layers import Embed, Linear, contract, rows_apart
 from radit_jax.models.lm import REMAT
 
 POOLINGS = ("cls", "mean")
@@ -152,11 +152,11 @@ class Encoder(nnx.Module):
         graphdef, stacked = nnx.split(self.blocks)
 
         def layer(x_BxTxD, params):
-            return nnx.merge(graphdef, params)(x_BxTxD, bias_BxS), None
+            return rows_apart(nnx.merge(graphdef, params)(x_BxTxD, bias_BxS)), None
 
         if self.config.remat != "none":
             layer = jax.checkpoint(layer, policy=REMAT[self.config.remat], prevent_cse=False)
-        return jax.lax.scan(layer, self.embed(tokens_BxT), stacked)[0]
+        return jax.lax.scan(layer, rows_apart(self.embed(tokens_BxT)), stacked)[0]
 
 
 def mean_of(hidden_BxTxD: jax.Array, mask_BxT: jax.Array) -> jax.Array:

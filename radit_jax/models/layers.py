@@ -15,6 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import PartitionSpec as P
+
+from radit_jax.sharding import DATA
 
 DOT = "dot"  # the name under which the remat policy "dots" keeps the outputs of linear maps
 
@@ -78,6 +81,18 @@ def as_bits(x: jax.Array) -> jax.Array:
 def from_bits(x: jax.Array) -> jax.Array:
     """The array that `as_bits` was given, or a slice of it."""
     return jax.lax.bitcast_convert_type(x, jnp.bfloat16) if x.dtype == jnp.uint16 else x
+
+
+def rows_apart(x: jax.Array) -> jax.Array:
+    """x (B, ...) with its rows over the "data" axis of the mesh in context (`jax.set_mesh`) and the rest whole; without a mesh, x as it is.
+
+    Said of the states between layers. Left to itself the compiler takes their layout from the embedding, whose D is cut over "data": every
+    device would then compute a part of D for all rows, and sum activations of the whole batch in every layer.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if DATA not in mesh.auto_axes or mesh.size == 1:
+        return x
+    return jax.lax.with_sharding_constraint(x, P(DATA, *[None] * (x.ndim - 1)))
 
 
 # -- modules ------------------------------------------------------------------------------------------------------------------------

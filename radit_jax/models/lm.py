@@ -26,6 +26,7 @@ from radit_jax.models.layers import (
     from_bits,
     rope_frequencies,
     rope_tables,
+    rows_apart,
 )
 
 # What the backward pass keeps from the forward pass of a layer, and so what it computes twice.
@@ -199,7 +200,7 @@ class LM(nnx.Module):
             if cache is not None:
                 past = Keys(whole(k_BxSxGxh.swapaxes(1, 2)), whole(v_BxSxGxh.swapaxes(1, 2)), past_BxTxS)
             x_BxTxD, k, v = nnx.merge(graphdef, jax.tree.map(whole, params))(x_BxTxD, rope, own_BxTxT, window, past)
-            return x_BxTxD, (k, v) if collect else (None, None)
+            return rows_apart(x_BxTxD), (k, v) if collect else (None, None)
 
         if c.remat != "none":
             # Inside a scan the compiler cannot undo the rematerialisation, so its costly guard is left out.
@@ -207,5 +208,5 @@ class LM(nnx.Module):
         windows_L = jnp.asarray([FAR if w is None else w for w in c.windows or (None,) * c.layers], jnp.int32)
         past_k, past_v = (None, None) if cache is None else (cache.k_LxBxSxGxh, cache.v_LxBxSxGxh)
         inputs = jax.tree.map(sliced, (stacked, windows_L, past_k, past_v))
-        x_BxTxD, (k, v) = jax.lax.scan(layer, self.embed(tokens_BxT), inputs)
+        x_BxTxD, (k, v) = jax.lax.scan(layer, rows_apart(self.embed(tokens_BxT)), inputs)
         return self.final_norm(x_BxTxD), k, v

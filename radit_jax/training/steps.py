@@ -28,6 +28,14 @@ def init_state(params: PyTree, tx: optax.GradientTransformation) -> TrainState:
     return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=tx.init(params))
 
 
+def begin(step: Callable, graphdef: nnx.GraphDef, tx, params: PyTree, mesh: Mesh, rules, **static) -> tuple[TrainState, Step]:
+    """The state of step 0, born sharded over the mesh, and the compiled step. The parameters' buffers are taken over."""
+    abstract = jax.eval_shape(lambda params: init_state(params, tx), params)
+    places = sharding.shardings(abstract, rules, mesh)
+    state = jax.jit(lambda params: init_state(params, tx), out_shardings=places, donate_argnums=0)(params)
+    return state, compile_step(step, graphdef, tx, state, mesh, rules, **static)
+
+
 def lm_step(graphdef: nnx.GraphDef, tx: optax.GradientTransformation, state: TrainState, batch: LmBatch) -> tuple[TrainState, Metrics]:
     """One update of the LM on packed rows. batch leaves are (A, B, …): gradients of A micro-batches are summed before the update.
 
@@ -97,12 +105,18 @@ def compile_step(
 
     In and out shardings: parameters and optimizer state by the rule table, batch rows over "data", metrics replicated. The state is donated
     (its buffers become the next state's), the batch is not: it is small and the loop may still name it when a loss is not finite.
+    Models know no mesh but the one in context: there they say that activations go by rows.
     """
     state_shardings = sharding.shardings(state, rules, mesh)
     # LmBatch leaves have the micro-batch axis first, LsrBatch leaves do not.
     rows = NamedSharding(mesh, P(None, sharding.DATA)) if step is lm_step else sharding.batch_sharding(mesh)
+
+    def on_mesh(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return step(graphdef, tx, state, batch, **static)
+
     return jax.jit(
-        lambda state, batch: step(graphdef, tx, state, batch, **static),
+        on_mesh,
         in_shardings=(state_shardings, rows),
         out_shardings=(state_shardings, sharding.replicated(mesh)),
         donate_argnums=0,
