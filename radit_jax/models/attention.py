@@ -6,6 +6,7 @@ Repeated keys and values are never materialised: the R = H / G query heads of a 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -85,9 +86,12 @@ class Attention(nnx.Module):
         self.k_norm = None if qk_norm_eps is None else RMSNorm((*stack, head_dim), eps=qk_norm_eps, **kinds)
 
     def __call__(
-        self, x_BxTxD: jax.Array, rope: tuple[jax.Array, jax.Array], own_BxTxT: jax.Array, window: jax.Array, past: Keys | None
+        self, x_BxTxD: jax.Array, rope: tuple[jax.Array, jax.Array], read: Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Returns the output (B, T, D) and the new keys and values (B, T, G, h)."""
+        """Returns the output (B, T, D) and the new keys and values (B, T, G, h).
+
+        `read` is the attention itself: of q (B, G, R, T, h) and the new k, v (B, G, T, h), who sees whom being its own matter.
+        """
         B, T, _ = x_BxTxD.shape
         q, k, v = (linear(x_BxTxD).reshape(B, T, -1, self.head_dim) for linear in (self.q, self.k, self.v))
         if self.q_norm is not None:
@@ -95,8 +99,6 @@ class Attention(nnx.Module):
         # Heads go in front before the rotation: fused the other way round, XLA's CPU code for both is ten times slower.
         q, k, v = (heads.swapaxes(1, 2) for heads in (q, k, v))
         q, k = rotate(q, *rope), rotate(k, *rope)
-        own = Keys(k, v, own_BxTxT)
-        q_BxGxRxTxh = q.reshape(B, k.shape[1], -1, T, self.head_dim)
-        out = attend(q_BxGxRxTxh, [own] if past is None else [past, own], window, self.dtype)
+        out = read(q.reshape(B, k.shape[1], -1, T, self.head_dim), k, v)
         out_BxTxHxh = out.reshape(q.shape).swapaxes(1, 2)
         return self.o(out_BxTxHxh.reshape(B, T, -1)), k.swapaxes(1, 2), v.swapaxes(1, 2)

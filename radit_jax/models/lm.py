@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from radit_jax.models.attention import FAR, Attention, Keys, distances
+from radit_jax.models import flash
+from radit_jax.models.attention import FAR, Attention, Keys, attend, distances
 from radit_jax.models.layers import (
     DOT,
     Embed,
@@ -61,6 +62,7 @@ class LmConfig:
     dtype: str = "float32"  # compute dtype; sums, norms and the softmax are float32 in any case
     param_dtype: str = "float32"
     remat: str = "none"  # none | full | dots
+    attention: str = flash.REFERENCE  # who reads whole rows: the reference or a flash kernel (flash.KINDS); a cache is the reference's
 
     def __post_init__(self):
         if self.heads % self.kv_heads:
@@ -69,6 +71,8 @@ class LmConfig:
             raise ValueError(f"windows has {len(self.windows)} entries, expected one per layer ({self.layers})")
         if self.remat not in REMAT:
             raise ValueError(f"remat is {self.remat!r}, expected one of {', '.join(REMAT)}")
+        if self.attention not in flash.KINDS:
+            raise ValueError(f"attention is {self.attention!r}, expected one of {', '.join(flash.KINDS)}")
 
 
 @jax.tree_util.register_dataclass
@@ -113,9 +117,9 @@ class Block(nnx.Module):
         self.mlp_norm = RMSNorm((*stack, c.width), eps=c.norm_eps, **kinds)
         self.mlp = GatedMlp(stack, c.width, c.mlp_width, bias=c.mlp_bias, rngs=rngs, **kinds)
 
-    def __call__(self, x_BxTxD, rope, own_BxTxT, window, past):
+    def __call__(self, x_BxTxD, rope, read):
         with jax.named_scope("attention"):
-            out, k, v = self.attention(self.attention_norm(x_BxTxD), rope, own_BxTxT, window, past)
+            out, k, v = self.attention(self.attention_norm(x_BxTxD), rope, read)
             x_BxTxD = x_BxTxD + out
         with jax.named_scope("mlp"):
             return x_BxTxD + self.mlp(self.mlp_norm(x_BxTxD)), k, v
@@ -183,9 +187,11 @@ class LM(nnx.Module):
         """The one forward pass. Keys and values of the new tokens (L, B, T, G, h) are returned only if `collect`."""
         c = self.config
         rope = rope_tables(positions_BxT, rope_frequencies(c.head_dim, c.rope_theta, c.rope_scaling))
-        same = (segment_ids_BxT[:, :, None] == segment_ids_BxT[:, None, :]) & (segment_ids_BxT > 0)[:, :, None]
-        own_BxTxT = distances(positions_BxT, positions_BxT, same)
-        past_BxTxS = None
+        rows = flash.reader(c, segment_ids_BxT) if cache is None else None
+        own_BxTxT = past_BxTxS = None
+        if rows is None:
+            same = (segment_ids_BxT[:, :, None] == segment_ids_BxT[:, None, :]) & (segment_ids_BxT > 0)[:, :, None]
+            own_BxTxT = distances(positions_BxT, positions_BxT, same)
         if cache is not None:
             there = (segment_ids_BxT > 0)[:, :, None] & (cache.positions_BxS >= 0)[:, None, :]
             past_BxTxS = distances(positions_BxT, cache.positions_BxS, there)
@@ -196,10 +202,14 @@ class LM(nnx.Module):
 
         def layer(x_BxTxD, inputs):
             params, window, k_BxSxGxh, v_BxSxGxh = inputs
-            past = None
+            past = []
             if cache is not None:
-                past = Keys(whole(k_BxSxGxh.swapaxes(1, 2)), whole(v_BxSxGxh.swapaxes(1, 2)), past_BxTxS)
-            x_BxTxD, k, v = nnx.merge(graphdef, jax.tree.map(whole, params))(x_BxTxD, rope, own_BxTxT, window, past)
+                past = [Keys(whole(k_BxSxGxh.swapaxes(1, 2)), whole(v_BxSxGxh.swapaxes(1, 2)), past_BxTxS)]
+
+            def read(q_BxGxRxTxh, k_BxGxTxh, v_BxGxTxh):
+                return attend(q_BxGxRxTxh, [*past, Keys(k_BxGxTxh, v_BxGxTxh, own_BxTxT)], window, c.dtype)
+
+            x_BxTxD, k, v = nnx.merge(graphdef, jax.tree.map(whole, params))(x_BxTxD, rope, rows or read)
             return rows_apart(x_BxTxD), (k, v) if collect else (None, None)
 
         if c.remat != "none":
