@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from radit_jax import artifacts, progress
+from radit_jax import artifacts, distributed, progress
 from radit_jax.data.corpus import PassageStore
 from radit_jax.errors import InputError
 from radit_jax.retrieval.search import Searcher
@@ -90,7 +90,8 @@ def retrieve(
     """Searches k passages for every example that takes them. `embed` gives the query vectors_NxE of texts (the query encoder).
 
     Passages that an example excludes are left out, so that it still gets k. Raises InputError on ids used twice, on a k that the
-    corpus cannot fill, on unknown excluded ids, and on vectors of another dimension than the index.
+    corpus cannot fill, on unknown excluded ids, and on vectors of another dimension than the index. Several processes call this together
+    with the same examples, and all get what was found.
     """
     _check(examples, searcher, store)
     asking = [i for i, example in enumerate(examples) if example.retrieve]
@@ -104,8 +105,8 @@ def retrieve(
 
 
 def write_retrieval(folder: Path, retrieval: Retrieval) -> dict[str, int]:
-    """Writes what `Retrieval(folder, examples, store)` opens; returns the facts."""
-    for field in dataclasses.fields(Found):
+    """Writes what `Retrieval(folder, examples, store)` opens; returns the facts. All processes have found the same: the leader writes."""
+    for field in dataclasses.fields(Found) if distributed.leads() else ():
         artifacts.save_array(_path(folder, field.name), getattr(retrieval.found, field.name))
     return {"examples": len(retrieval.found.example_ids), "k": retrieval.found.k}
 
