@@ -179,6 +179,15 @@ def test_the_store_gives_back_what_was_split_by_row_and_by_id(tmp_path):
     assert not list(tmp_path.glob("part-*")), "the parts of the index are merged"
 
 
+def test_shards_are_read_with_few_open_files(tmp_path, monkeypatch):
+    monkeypatch.setattr("radit_jax.data.corpus.MOST_OPEN", 2)
+    docs = _documents(60)
+    _build(tmp_path, docs)
+    store, expected = PassageStore(tmp_path), [piece for document in docs for piece in split(document, 12)]
+    for row in np.random.default_rng(0).permutation(len(store)):
+        assert store[row] == expected[row] and len(store._readers) <= 2
+
+
 def test_the_pieces_of_a_document_are_found_together(tmp_path):
     docs = _documents(30)
     _build(tmp_path, docs)

@@ -1,7 +1,8 @@
 """The corpus: documents from files, split into passages of at most W words, kept on disk with random access (SPEC section 2).
 
 Millions of passages, never all in memory: documents stream in, passages stream out to ArrayRecord shards, and what stays outside the
-shards is 16 bytes a passage (a hash of its id and its row) plus 8 bytes a document (its first row), memory-mapped when read.
+shards is 16 bytes a passage (a hash of its id and its row) plus 8 bytes a document (its first row), sorted a part at a time when written
+and memory-mapped when read.
 """
 
 from __future__ import annotations
@@ -21,12 +22,14 @@ import numpy as np
 from array_record.python import array_record_module
 
 from radit_jax import artifacts
+from radit_jax.data import id_index
 from radit_jax.data.records import BadRecord, BadRecords, id_field, json_lines, text_field
 from radit_jax.data.sentences import sentences
 from radit_jax.errors import InputError
 from radit_jax.types import Passage
 
 SHARD_SIZE = 65_536  # passages; a shard ends with a document, so it may hold a few more
+MOST_OPEN = 256  # shards: each is an open file and its table of chunks
 STORE = "store.json"  # written last: a store with it is whole
 _TEXT_SUFFIXES = (".txt", ".md")
 _HEADING = re.compile(r"\s*#{1,6}[ \t]+(.+?)[ \t#]*(?:\n|$)")
@@ -148,7 +151,7 @@ def build_store(documents: Iterable[Passage], folder: Path, *, max_words: int, s
         shards.append(shard)
     if not shards:
         raise InputError(f"{folder.name}: the corpus is empty, expected at least one document")
-    _merge_index(folder, len(shards))
+    _merge_index(folder, shards)
     facts = {
         "passages": sum(shard.passages for shard in shards),
         "documents": sum(shard.documents for shard in shards),
@@ -207,28 +210,26 @@ def _write_shard(folder: Path, number: int, stream: Iterator[Passage], first_row
     if len(starts) == 1:
         _records_path(folder, number).unlink()
         return None
-    artifacts.save_array(_part_path(folder, "hashes", number), np.array(hashes, np.uint64))
-    artifacts.save_array(_part_path(folder, "rows", number), np.array(rows, np.int64))
+    for name, column in zip(("hashes", "rows"), id_index.sorted_part(hashes, rows)):
+        artifacts.save_array(_part_path(folder, name, number), column)
     artifacts.save_array(_part_path(folder, "starts", number), np.array(starts, np.int64))
     return _Shard(starts[-1] - first_row, len(starts) - 1)
 
 
-def _merge_index(folder: Path, shards: int) -> None:
-    def parts(name: str) -> list[np.ndarray]:
-        return [np.load(_part_path(folder, name, shard)) for shard in range(shards)]
+def _merge_index(folder: Path, shards: Sequence[_Shard]) -> None:
+    def part(name: str, shard: int) -> np.ndarray:
+        return np.load(_part_path(folder, name, shard), mmap_mode="r")
 
-    hashes = np.concatenate(parts("hashes"))
-    order = np.argsort(hashes, kind="stable")
-    artifacts.save_array(folder / "hashes.npy", hashes[order])
-    artifacts.save_array(folder / "rows.npy", np.concatenate(parts("rows"))[order])
-    starts = parts("starts")
-    artifacts.save_array(folder / "starts.npy", np.concatenate([part[:-1] for part in starts] + [starts[-1][-1:]]))
+    id_index.merge(part, len(shards), folder)
+    end = np.array([sum(shard.passages for shard in shards)])
+    starts = itertools.chain((part("starts", i)[:-1] for i in range(len(shards))), [end])
+    id_index.save_chunks(folder / "starts.npy", np.int64, sum(shard.documents for shard in shards) + 1, starts)
 
 
 def _check_ids(folder: Path, facts: dict[str, Any], documents: Iterable[Passage]) -> None:
     """Equal hashes are looked up: two different ids may share one, an id may not be used twice."""
     store = PassageStore(folder, facts)
-    for at in np.flatnonzero(store.hashes[1:] == store.hashes[:-1]):
+    for at in id_index.equal_neighbours(store.hashes):
         first, second = int(store.rows[at]), int(store.rows[at + 1])
         if first != second and (same := store.names(first) & store.names(second)):
             numbers = [store.document_number(row) for row in (first, second)]
@@ -317,11 +318,15 @@ class PassageStore:
         return [int(row) for row in self.rows[first:last]]
 
     def _reader(self, shard: int) -> array_record_module.ArrayRecordReader:
-        if shard not in self._readers:
+        if shard in self._readers:
+            self._readers[shard] = self._readers.pop(shard)  # the last to be closed
+        else:
             path = _records_path(self.folder, shard)
             reader = array_record_module.ArrayRecordReader(str(path), _READER, file_reader_buffer_size=4096)
             found, expected = reader.num_records(), self.facts["shards"][shard]
             if found != expected:
                 raise InputError(f"{path}: {found} passages, expected {expected} (the file is missing or damaged)")
             self._readers[shard] = reader
+            if len(self._readers) > MOST_OPEN:
+                self._readers.pop(next(iter(self._readers))).close()
         return self._readers[shard]
