@@ -1,0 +1,257 @@
+"""The programs of a run, as they are compiled there, on a mesh of devices that need not exist: shapes and shardings, no arrays.
+
+Each builder makes one from the config with the library's own functions (steps.compile_step, score.target_logprobs, ensemble.prefill …).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from ml_collections import ConfigDict
+
+from radit_jax import sharding
+from radit_jax.errors import InputError
+from radit_jax.inference import ensemble, score
+from radit_jax.models import flash
+from radit_jax.models.lm import LmConfig
+from radit_jax.planning import shapes
+from radit_jax.retrieval import exact
+from radit_jax.retrieval.candidates import QUERIES
+from radit_jax.sharding import DATA, MODEL
+from radit_jax.training import losses, optim, steps
+from radit_jax.types import LmBatch, LsrBatch, PyTree
+from radit_jax.weights.encoder import abstract_encoder
+from radit_jax.weights.lm import abstract_lm
+
+TARGET = 64  # tokens of a scored target: slots of a row in scoring
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What a plan needs beside the config."""
+
+    attention: str = "auto"  # auto: the kernel of the platform where it can read the rows | reference
+    corpus: int = 0  # passages to embed and search; 0: not said
+    dim: int = 768  # of their vectors
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """One jitted function with the shapes and shardings of its arguments, and what one call of it does."""
+
+    name: str
+    mesh: Mesh
+    function: Any  # jitted; static arguments first in `arguments` or by position
+    arguments: tuple[Any, ...]
+    amount: int  # of `unit`, done by one call
+    unit: str  # tokens, questions, passages, queries
+    calls: int | None = None  # of the configured run, where the config says how many
+    endless: int = 1  # trips of its loop that ends by what it computes
+    note: str = ""
+
+    def trace(self) -> Any:
+        """The traced program; lower() of it is what the device is given."""
+        with jax.set_mesh(self.mesh):
+            return self.function.trace(*self.arguments)
+
+
+def build(name: str, c: ConfigDict, mesh: Mesh, settings: Settings) -> Program:
+    """The program of this name. InputError for a mesh that does not divide what it has to."""
+    return BUILDERS[name](c, mesh, settings)
+
+
+def of_goal(goal: str) -> tuple[str, ...]:
+    """The programs that a config's goal runs."""
+    needed = {"lm_ft": ("lm_step",), "lsr_ft": ("score", "lsr_step"), "radit": tuple(name for name in BUILDERS if name != "search")}
+    if goal not in needed:
+        raise InputError(f"config.goal is {goal!r}, expected {', '.join(needed)}")
+    return needed[goal]
+
+
+# -- the builders -----------------------------------------------------------------------------------------------------------------------
+
+
+def lm_step(c: ConfigDict, mesh: Mesh, settings: Settings) -> Program:
+    """One update of LM-ft on the configured batch: float32 parameters and AdamW state, products in lm.dtype."""
+    config = _lm(c, mesh, settings, rows=c.lm_ft.row_length, param_dtype="float32", remat=c.lm.remat)
+    A, B, T, slots = c.lm_ft.accumulate, c.lm_ft.rows, c.lm_ft.row_length, c.lm_ft.output_slots
+    _divides(mesh, B, "config.lm_ft.rows")
+    ints, floats = _rows(mesh, jnp.int32, lead=1), _rows(mesh, jnp.float32, lead=1)
+    batch = LmBatch(*(ints(A, B, T) for _ in range(3)), ints(A, B, slots), ints(A, B, slots), floats(A, B, slots))
+    step, state = _step(steps.lm_step, abstract_lm(config), c.lm_ft.optimizer, c.lm_ft.steps, mesh, sharding.LM_RULES)
+    return Program("lm_step", mesh, step, (state, batch), A * B * T, "tokens", c.lm_ft.steps, note=_attention(config))
+
+
+def lsr_step(c: ConfigDict, mesh: Mesh, settings: Settings) -> Program:
+    """One update of the query encoder (R-ft), all in float32."""
+    r, t = c.retriever, c.lsr_ft
+    encoder = _encoder(c, mesh, r.query_encoder, "float32")
+    B, T, K, E = t.batch, r.max_query_tokens, c.retrieval.k, encoder.config.width
+    _divides(mesh, B, "config.lsr_ft.batch")
+    ints, floats, bools = (_rows(mesh, dtype) for dtype in (jnp.int32, jnp.float32, jnp.bool_))
+    batch = LsrBatch(ints(B, T), bools(B, T), floats(B, K, E), bools(B, K), floats(B, K), ints(B), floats(B, K), floats(B))
+    calls = _lsr_calls(c)
+    options = losses.LsrOptions(t.score, t.tau, t.direction, r.score_scale, t.prior, t.anchor)
+    step, state = _step(steps.lsr_step, encoder, t.optimizer, calls or 1, mesh, sharding.ENCODER_RULES, options=options)
+    return Program("lsr_step", mesh, step, (state, batch), B, "questions", calls)
+
+
+def scoring(c: ConfigDict, mesh: Mesh, settings: Settings) -> Program:
+    """log p_LM(y | c∘x) of one batch of the longest rows."""
+    config = _lm(c, mesh, settings, rows=c.lm.max_tokens, param_dtype=c.lm.dtype)
+    T = c.lm.max_tokens
+    B = sharding.whole_rows(mesh, c.scoring.batch_tokens // T)
+    ints = _rows(mesh, jnp.int32)
+    graphdef, params = _placed(abstract_lm(config), mesh, sharding.LM_RULES)
+    arguments = (graphdef, params, ints(B, T), ints(B), ints(B, TARGET), ints(B, TARGET))
+    return Program("score", mesh, score.target_logprobs, arguments, B * T, "tokens", note=_attention(config))
+
+
+def embed(c: ConfigDict, mesh: Mesh, settings: Settings) -> Program:
+    """Vectors of one batch of the longest passages, on the chips of one host: each process embeds passages of its own."""
+    r = c.retriever
+    local = _of_one_host(mesh)
+    encoder = _encoder(c, local, r.document_encoder, r.dtype)
+    T = min(r.max_passage_tokens, encoder.config.max_positions)
+    B = sharding.whole_rows(local, r.batch_tokens // T)
+    graphdef, params = _placed(encoder, local, sharding.ENCODER_RULES)
+    run = jax.jit(lambda params, tokens, mask: nnx.merge(graphdef, params)(tokens, mask), out_shardings=sharding.replicated(local))
+    arguments = (params, _rows(local, jnp.int32)(B, T), _rows(local, jnp.bool_)(B, T))
+    hosts = mesh.size // local.size
+    calls = -(-settings.corpus // (B * hosts)) if settings.corpus else None
+    return Program("embed", local, run, arguments, B * hosts, "passages", calls, note=f"on each of {hosts} hosts")
+
+
+def prefill(c: ConfigDict, mesh: Mesh, settings: Settings) -> Program:
+    """Reading the k prompts of a batch of questions, the longest that there may be."""
+    config, graphdef, params, (B, K, T) = _ensemble(c, mesh, settings)
+    ints = _rows(mesh, jnp.int32)
+    arguments = (graphdef, params, ints(B, K, T), ints(B, K), c.evaluate.max_new_tokens)
+    return Program("prefill", mesh, ensemble.prefill, arguments, B, "questions")
+
+
+def decode(c: ConfigDict, mesh: Mesh, settings: Settings) -> Program:
+    """Generating max_new_tokens tokens after every one of their prompts; the cache is spread as its rows and heads are."""
+    config, graphdef, params, (B, K, T) = _ensemble(c, mesh, settings)
+    new = c.evaluate.max_new_tokens
+    last, cache = prefill(c, mesh, settings).trace().out_info
+    rows, heads = _data(mesh, B), _axis(mesh, MODEL, config.kv_heads)
+    by_rank = {6: P(None, None, rows, None, heads), 3: P(None, rows), 0: P()}  # keys and values (L, K, B, S, G, h), positions (K, B, S)
+    cache = jax.tree.map(lambda x: _put(mesh, x, by_rank[x.ndim]), cache)
+    stops = jax.ShapeDtypeStruct((config.vocab_size,), jnp.bool_, sharding=sharding.replicated(mesh))
+    arguments = (graphdef, params, _put(mesh, last, P(rows)), _rows(mesh, jnp.int32)(B, K), cache, stops, new)
+    return Program("decode", mesh, ensemble.decode_each, arguments, B, "questions", endless=new, note=f"{new} tokens after each prompt")
+
+
+def search(c: ConfigDict, mesh: Mesh, settings: Settings) -> Program:
+    """Exact search of one batch of queries over the whole corpus, its vectors in the encoder's compute dtype."""
+    if not settings.corpus:
+        raise InputError("search: how many passages? (--corpus=399000000)")
+    layout = exact.Layout.of(settings.corpus, mesh.size)
+    run = exact.top_k_program(mesh, layout, k=c.retrieval.k)
+    queries = jax.ShapeDtypeStruct((QUERIES, settings.dim), jnp.float32)
+    vectors = jax.ShapeDtypeStruct((layout.padded, settings.dim), jnp.dtype(c.retriever.dtype))
+    note = f"{settings.corpus:,} × {settings.dim} {c.retriever.dtype}, k = {c.retrieval.k}"
+    return Program("search", mesh, run, (queries, vectors), QUERIES, "queries", note=note)
+
+
+BUILDERS: Mapping[str, Callable[[ConfigDict, Mesh, Settings], Program]] = {
+    "embed": embed,
+    "search": search,
+    "score": scoring,
+    "lm_step": lm_step,
+    "lsr_step": lsr_step,
+    "prefill": prefill,
+    "decode": decode,
+}
+
+
+# -- their parts ------------------------------------------------------------------------------------------------------------------------
+
+
+def _lm(c: ConfigDict, mesh: Mesh, settings: Settings, *, rows: int, param_dtype: str, remat: str = "none") -> LmConfig:
+    """The decoder with the attention that reads rows of this length on this platform."""
+    config = shapes.lm_config(c.lm.checkpoint, dtype=c.lm.dtype, param_dtype=param_dtype, remat=remat)
+    sharding.check_lm(mesh, config)
+    if settings.attention != "auto":
+        return dataclasses.replace(config, attention=settings.attention)
+    kernel = flash.choose(mesh.devices.flat[0].platform, config, rows, mesh.shape[MODEL])
+    return dataclasses.replace(config, attention=kernel)
+
+
+def _attention(config: LmConfig) -> str:
+    return f"{config.attention} attention"
+
+
+def _encoder(c: ConfigDict, mesh: Mesh, name: str, dtype: str) -> nnx.Module:
+    """The encoder of a name. Pooling changes no shape, so where the config leaves it to the checkpoint, that is not asked."""
+    pooling = {"pooling": c.retriever.pooling or "mean", "normalize": c.retriever.normalize == "yes"}
+    config = shapes.encoder_config(name, **pooling, dtype=dtype, param_dtype="float32")
+    sharding.check_encoder(mesh, config)
+    return abstract_encoder(config)
+
+
+def _step(step: Callable, model: nnx.Module, o: ConfigDict, total: int, mesh: Mesh, rules, **static: Any) -> tuple[Any, PyTree]:
+    """(the compiled step of this model, its abstract state)."""
+    graphdef, params = nnx.split(model)
+    tx = optim.make_optimizer(optim.OptimizerOptions(**o.to_dict()), total)
+    state = jax.eval_shape(lambda params: steps.init_state(params, tx), params)
+    return steps.compile_step(step, graphdef, tx, state, mesh, rules, **static), state
+
+
+def _placed(model: nnx.Module, mesh: Mesh, rules) -> tuple[nnx.GraphDef, PyTree]:
+    graphdef, params = nnx.split(model)
+    places = sharding.shardings(params, rules, mesh)
+    return graphdef, jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), params, places)
+
+
+def _ensemble(c: ConfigDict, mesh: Mesh, settings: Settings) -> tuple[LmConfig, nnx.GraphDef, PyTree, tuple[int, int, int]]:
+    """The decoder in its compute dtype, and B questions of K prompts of T tokens."""
+    config = _lm(c, mesh, settings, rows=c.lm.max_tokens, param_dtype=c.lm.dtype)
+    K, T = c.evaluate.k, c.lm.max_tokens - c.evaluate.max_new_tokens
+    B = sharding.whole_rows(mesh, c.evaluate.batch_tokens // (T * K))
+    return config, *_placed(abstract_lm(config), mesh, sharding.LM_RULES), (B, K, T)
+
+
+def _lsr_calls(c: ConfigDict) -> int | None:
+    """Updates of R-ft; None where the number of questions is known only when they are read."""
+    t = c.lsr_ft
+    if t.completion_share:
+        return max(1, round(t.epochs * t.completion_examples / t.completion_share / t.batch))
+    return max(1, round(t.epochs * c.train.limit * (1 - t.validation) / t.batch)) if c.train.limit else None
+
+
+def _of_one_host(mesh: Mesh) -> Mesh:
+    """The devices of the first process, all on "data" (sharding.local_mesh, where the process is this one)."""
+    first = min(device.process_index for device in mesh.devices.flat)
+    return sharding.make_mesh(devices=[device for device in mesh.devices.flat if device.process_index == first])
+
+
+def _rows(mesh: Mesh, dtype: Any, lead: int = 0) -> Callable[..., jax.ShapeDtypeStruct]:
+    """shape → an array whose rows, after `lead` axes, lie over "data"."""
+    return lambda *shape: _put(mesh, jax.ShapeDtypeStruct(shape, dtype), P(*[None] * lead, _data(mesh, shape[lead])))
+
+
+def _put(mesh: Mesh, x: Any, spec: P) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec))
+
+
+def _data(mesh: Mesh, rows: int) -> str | None:
+    return _axis(mesh, DATA, rows)
+
+
+def _axis(mesh: Mesh, axis: str, size: int) -> str | None:
+    """The axis, if it divides the size."""
+    return axis if size % mesh.shape[axis] == 0 else None
+
+
+def _divides(mesh: Mesh, rows: int, field: str) -> None:
+    if rows % mesh.shape[DATA]:
+        raise InputError(f"{field} = {rows} does not divide over the {mesh.shape[DATA]} devices of the mesh's data axis")
