@@ -46,10 +46,11 @@ class Cluster:
 
 def from_environment(environment: Mapping[str, str]) -> Cluster | None:
     """The cluster that SLURM (a task of srun) or GKE (a worker of a TPU slice) describes; None where neither does."""
-    if "SLURM_PROCID" in environment and int(environment.get("SLURM_NTASKS", "1")) > 1:
-        nodes = environment.get("SLURM_STEP_NODELIST") or environment.get("SLURM_JOB_NODELIST") or "localhost"
+    # Of the step, not of the job: in the batch script itself, which is one process, the job's tasks are counted as well.
+    if int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1 and "SLURM_PROCID" in environment:
         port = 20_000 + int(environment.get("SLURM_JOB_ID", "0")) % 20_000  # two jobs on a node do not meet
-        return Cluster(f"{_first_node(nodes)}:{port}", int(environment["SLURM_NTASKS"]), int(environment["SLURM_PROCID"]))
+        host = _first_node(environment.get("SLURM_STEP_NODELIST", "localhost"))
+        return Cluster(f"{host}:{port}", int(environment["SLURM_STEP_NUM_TASKS"]), int(environment["SLURM_PROCID"]))
     hosts = environment.get("TPU_WORKER_HOSTNAMES", "").split(",")
     if len(hosts) > 1 and "TPU_WORKER_ID" in environment:
         return Cluster(f"{hosts[0]}:{PORT}", len(hosts), int(environment["TPU_WORKER_ID"]))

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
@@ -53,7 +52,7 @@ def lm(
     data = batches.lm_batches(source, rows=c.rows, accumulate=c.accumulate, seed=seed, here=sharding.rows_here(mesh, c.rows))
     graphdef, params = nnx.split(model)
     tx = make_optimizer(OptimizerOptions(**c.optimizer.to_dict()), c.steps)
-    state, step = _compiled(steps.lm_step, graphdef, tx, params, mesh, sharding.LM_RULES)
+    state, step = steps.begin(steps.lm_step, graphdef, tx, params, mesh, sharding.LM_RULES)
     state, facts = loop.run(
         "lm_ft",
         step,
@@ -101,7 +100,7 @@ def query_encoder(
     options = LsrOptions(score=c.score, tau=c.tau, direction=c.direction, prior=c.prior, anchor=c.anchor, score_scale=score_scale)
     graphdef, params = nnx.split(model)
     tx = make_optimizer(OptimizerOptions(**c.optimizer.to_dict()), total)
-    state, step = _compiled(steps.lsr_step, graphdef, tx, params, mesh, sharding.ENCODER_RULES, options=options)
+    state, step = steps.begin(steps.lsr_step, graphdef, tx, params, mesh, sharding.ENCODER_RULES, options=options)
     validate = _Validation(graphdef, tokenizer, held_out, searcher, store, max_query_tokens, folder, mesh)
     if held_out:
         say("lsr_ft: untuned " + " ".join(f"{key} {value:.4f}" for key, value in validate.measure(state.params).items()))
@@ -188,15 +187,6 @@ def _split(retrieval: Sequence[Retrieved], share: float, seed: int) -> tuple[lis
 def _lsr_source(members, scores, searcher: Searcher, tokenizer: Tokenizer, score_scale: float, max_query_tokens: int) -> batches.LsrSource:
     tokens, mask = tokenizer.encode_with_specials([member.example.query for member in members], max_query_tokens)
     return batches.LsrSource(members, scores, searcher.vectors, tokens, mask, score_scale)
-
-
-def _compiled(step: Callable, graphdef, tx, params: PyTree, mesh: Mesh, rules, **static) -> tuple[Any, steps.Step]:
-    """The state born sharded, and the compiled step."""
-    abstract = jax.eval_shape(lambda params: steps.init_state(params, tx), params)
-    state = jax.jit(lambda params: steps.init_state(params, tx), out_shardings=sharding.shardings(abstract, rules, mesh), donate_argnums=0)(
-        params
-    )
-    return state, steps.compile_step(step, graphdef, tx, state, mesh, rules, **static)
 
 
 def _loop_options(c: ConfigDict, total: int, evaluate_every: int = 0) -> loop.LoopOptions:
