@@ -7,9 +7,7 @@ both; a ratio is printed only after both were seen to compute the same. The peer
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
-import statistics
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -19,12 +17,12 @@ import numpy as np
 from flax import nnx
 
 from radit_jax import sharding
+from radit_jax.contest import Work, compare
 from radit_jax.data.instances import InstanceMaker
 from radit_jax.data.tokenizer import load_tokenizer
 from radit_jax.errors import InputError
 from radit_jax.inference.ensemble import passage_logweights, stop_tokens
 from radit_jax.inference.score import Scorer
-from radit_jax.peer import Peer, Run, take_turns
 from radit_jax.pipeline import Pipeline
 from radit_jax.retrieval import embed
 from radit_jax.retrieval.encode import encoding
@@ -40,19 +38,6 @@ K = 10  # passages per question in `score` and `generate` (paper: 10)
 LM_FT_PASSAGES = 3  # k~ (paper: 3)
 ADAMW = {"b1": 0.9, "b2": 0.95, "eps": 1e-8, "weight_decay": 0.0, "clip_norm": 1.0}
 LEARNING_RATE = 1e-5
-NO_PEER = "no peer: give --peer_python or RADIT_PEER_PYTHON, a Python with torch and transformers"
-
-
-@dataclasses.dataclass(frozen=True)
-class Work:
-    """One kind of work on fixed records: how we do it, what the peer is told, and how both results are compared."""
-
-    unit: str
-    amount: int  # of `unit`, done by one call of `run`
-    run: Callable[[], Any]
-    job: dict[str, Any]  # JSON; the peer's outputs are in the form of ours
-    compare: Callable[[Any, Any], dict[str, float]]  # figures of agreement
-    agrees: Callable[[dict[str, float]], bool]
 
 
 def bench(pipeline: Pipeline, kind: str, *, records: int, repetitions: int, peer_python: str | None) -> dict[str, Any]:
@@ -66,34 +51,6 @@ def bench(pipeline: Pipeline, kind: str, *, records: int, repetitions: int, peer
         work = KINDS[kind](pipeline, records, Path(folder))
         dtype = pipeline.config.retriever.dtype if kind == "embed" else pipeline.config.lm.dtype
         return compare(kind, work, repetitions=repetitions, peer_python=peer_python) | {"records": records, "dtype": dtype}
-
-
-def compare(kind: str, work: Work, *, repetitions: int, peer_python: str | None) -> dict[str, Any]:
-    """Times the work on both sides by turns; there is no ratio where the peer is missing or computed something else."""
-    if peer_python is None:
-        ours, theirs, outputs = take_turns(work.run, None, repetitions)
-    else:
-        with Peer(peer_python, {"kind": kind, **work.job}) as peer:
-            ours, theirs, outputs = take_turns(work.run, peer, repetitions)
-    result = {"kind": kind, "unit": f"{work.unit}/s", "ours": _speeds(work, ours)}
-    if not theirs:
-        return result | {"peer": None, "ratio": None, "note": NO_PEER}
-    agreement = {key: round(float(value), 6) for key, value in work.compare(*outputs).items()}
-    result |= {"peer": _speeds(work, theirs), "agreement": agreement, "same": work.agrees(agreement)}
-    if not result["same"]:
-        return result | {"ratio": None, "note": "no ratio: the two did not compute the same"}
-    return result | {"ratio": _ratio(ours, theirs, "seconds"), "cpu_ratio": _ratio(ours, theirs, "cpu_seconds")}
-
-
-def text(results: Sequence[dict[str, Any]]) -> str:
-    """The results as people read them."""
-    lines = []
-    for result in results:
-        sides = [f"{name} {_span(result[name])}" for name in ("ours", "peer") if result[name]]
-        ratio = f"ratio {result['ratio']:.2f} (by CPU time {result['cpu_ratio']:.2f})" if result["ratio"] else result["note"]
-        agreement = ", ".join(f"{key} {value:g}" for key, value in result.get("agreement", {}).items())
-        lines.append(f"{result['kind']:9} {result['unit']}: {'; '.join(sides)}; {ratio}" + (f"; {agreement}" if agreement else ""))
-    return "\n".join(lines)
 
 
 # -- the four kinds -----------------------------------------------------------------------------------------------------------------
@@ -276,28 +233,3 @@ def _plain(instance: Instance) -> dict[str, Any]:
 def _export_lm(pipeline: Pipeline, folder: Path) -> None:
     """The untuned LM's float32 weights in `folder`/lm, for the peer."""
     export_lm(load_lm(pipeline.config.lm.checkpoint), pipeline.tokenizer, folder / "lm")
-
-
-# -- figures ------------------------------------------------------------------------------------------------------------------------
-
-
-def _speeds(work: Work, runs: Sequence[Run]) -> dict[str, float]:
-    per_s = sorted(work.amount / run["seconds"] for run in runs)
-    median = statistics.median(per_s)
-    cpu = statistics.median(run["cpu_seconds"] for run in runs)
-    return {
-        "median": round(median, 2),
-        "least": round(per_s[0], 2),
-        "most": round(per_s[-1], 2),
-        "cpu_seconds": round(cpu, 2),
-        "peak_mib": max(run["peak_mib"] for run in runs),
-    }
-
-
-def _ratio(ours: Sequence[Run], theirs: Sequence[Run], what: str) -> float:
-    """How many times as much the peer takes, by medians."""
-    return round(statistics.median(run[what] for run in theirs) / statistics.median(run[what] for run in ours), 3)
-
-
-def _span(speeds: dict[str, float]) -> str:
-    return f"{speeds['median']:g} ({speeds['least']:g}–{speeds['most']:g}), peak {speeds['peak_mib']} MiB"

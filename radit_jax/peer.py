@@ -1,4 +1,4 @@
-"""The peer of a benchmark: a process of another Python environment that does the same work when told to (tests/peers/torch_peer.py)."""
+"""The peer of a benchmark: a process of another Python environment that does the same work when told to (a script of tests/peers)."""
 
 from __future__ import annotations
 
@@ -17,26 +17,30 @@ import jax
 from radit_jax.errors import InputError
 from radit_jax.logbook import say
 
-SCRIPT = Path(__file__).resolve().parents[1] / "tests" / "peers" / "torch_peer.py"
+SCRIPTS = Path(__file__).resolve().parents[1] / "tests" / "peers"
+NEEDS = {"torch_peer.py": "torch and transformers", "faiss_peer.py": "faiss-cpu"}
 Run = dict[str, Any]  # of one repetition: seconds, cpu_seconds, peak_mib
 
 
 class Peer:
-    """One line "run" in, one JSON line out; its imports and model are loaded once. InputError when it does not come up or ends."""
+    """One line "run" in, one JSON line out; its imports and model are loaded once. InputError when it does not come up or ends.
 
-    def __init__(self, python: str, job: dict[str, Any]):
-        self.python, self.job = python, {"threads": len(os.sched_getaffinity(0)), **job}
+    `about` is what it says when it is ready: versions, settings.
+    """
+
+    def __init__(self, python: str, script: str, job: dict[str, Any]):
+        self.python, self.script, self.job = python, script, {"threads": len(os.sched_getaffinity(0)), **job}
 
     def __enter__(self) -> Peer:
         with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
             json.dump(self.job, file)
             file.flush()
             try:
-                arguments = [self.python, str(SCRIPT), file.name]
+                arguments = [self.python, str(SCRIPTS / self.script), file.name]
                 self.process = subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
             except OSError as error:
                 raise InputError(f"the peer's Python {self.python}: {error.strerror}") from error
-            self._read()  # it is ready, and has read the file
+            self.about = self._read()  # it is ready, and has read the file
         return self
 
     def __call__(self) -> tuple[Any, Run]:
@@ -53,7 +57,7 @@ class Peer:
         while line := self.process.stdout.readline():
             if line.startswith("{"):
                 return json.loads(line)
-        raise InputError(f"the peer ({SCRIPT.name}) ended with status {self.process.wait()}: its Python needs torch and transformers")
+        raise InputError(f"the peer ({self.script}) ended with status {self.process.wait()}: its Python needs {NEEDS[self.script]}")
 
 
 def take_turns(work: Callable[[], Any], peer: Peer | None, repetitions: int) -> tuple[list[Run], list[Run], tuple[Any, Any]]:

@@ -1,0 +1,126 @@
+"""Search at scale, ours against faiss in one run (`launch/bench.py search`): queries/s and recall@10 of exact search and of ScaNN.
+
+Exact search meets faiss' flat index, ScaNN its IVF-PQ at the same recall or better (tests/peers/faiss_peer.py tunes it up to ours). The
+vectors are a mixture, for independent Gaussian vectors have no near neighbours to find: passages around topics, topics around fields, in
+coordinates that fall off as 1/√i as those of text encoders do; unit length. A question is a passage with noise.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from radit_jax.contest import Work, compare
+from radit_jax.errors import InputError
+from radit_jax.retrieval.exact import ExactSearcher
+from radit_jax.retrieval.scann import ScannSearcher
+from radit_jax.retrieval.search import Searcher
+from radit_jax.retrieval.vectors import Vectors
+from radit_jax.sharding import make_mesh
+
+K = 10
+PASSAGES_PER_TOPIC, TOPICS_PER_FIELD = 40, 15
+SPREAD, NOISE = 0.7, 0.4  # of a passage around its topic (and a topic around its field), of a question around its passage
+CHUNK = 16_384  # vectors made or scored at a time
+SCRIPT = "faiss_peer.py"
+
+
+def bench(count: int, dim: int, queries: int, *, repetitions: int, peer_python: str | None, seed: int = 0) -> list[dict[str, Any]]:
+    """Two results in the form of `contest.compare`: exact search against faiss flat, ScaNN against faiss IVF-PQ. InputError as there."""
+    if min(count, dim, queries) < 1 or count < K:
+        raise InputError(f"bench search: {count} vectors of {dim} and {queries} queries, expected at least {K}, 1 and 1")
+    with tempfile.TemporaryDirectory(prefix="bench") as folder:
+        files = {name: str(Path(folder) / f"{name}.npy") for name in ("vectors", "queries", "truth")}
+        vectors_NxE, query_BxE = mixture(count, dim, queries, seed)
+        truth_BxK = nearest(vectors_NxE, query_BxE, K)
+        for name, array in (("vectors", vectors_NxE), ("queries", query_BxE), ("truth", truth_BxK)):
+            np.save(files[name], array)
+        del vectors_NxE
+        vectors = Vectors([np.load(files["vectors"], mmap_mode="r")])
+        contests = {
+            "search exact": (lambda: ExactSearcher(vectors, make_mesh()), "flat"),
+            "search scann": (lambda: ScannSearcher(vectors), "ivfpq"),
+        }
+        return [
+            _against(kind, make, index, files, query_BxE, truth_BxK, repetitions=repetitions, peer_python=peer_python)
+            | {"vectors": count, "dim": dim, "queries": queries, "k": K}
+            for kind, (make, index) in contests.items()
+        ]
+
+
+def _against(
+    kind: str,
+    make: Callable[[], Searcher],
+    index: str,
+    files: dict[str, str],
+    query_BxE: np.ndarray,
+    truth_BxK: np.ndarray,
+    *,
+    repetitions: int,
+    peer_python: str | None,
+) -> dict[str, Any]:
+    """One searcher of ours against one index of faiss, which is to reach our recall."""
+    began = time.monotonic()
+    searcher = make()
+    build_s = time.monotonic() - began
+    ours = recall(searcher.search(query_BxE, K)[0], truth_BxK)
+
+    def agreement(ours_BxK: np.ndarray, theirs_BxK: list) -> dict[str, float]:
+        return {"recall@10": recall(ours_BxK, truth_BxK), "peer_recall@10": recall(np.asarray(theirs_BxK), truth_BxK)}
+
+    work = Work(
+        "queries",
+        len(query_BxE),
+        lambda: searcher.search(query_BxE, K)[0],
+        {**files, "index": index, "k": K, "recall": ours},
+        agreement,
+        lambda found: found["peer_recall@10"] >= found["recall@10"] - 1e-6,
+        SCRIPT,
+    )
+    settings = dataclasses.asdict(searcher.settings) if isinstance(searcher, ScannSearcher) else {"devices": searcher.layout.devices}
+    about = {"recall@10": round(ours, 4), "build_s": round(build_s, 1), "settings": settings}
+    return compare(kind, work, repetitions=repetitions, peer_python=peer_python) | about
+
+
+def mixture(count: int, dim: int, queries: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """(vectors_NxE, query_BxE), both float32 of unit length."""
+    rng = np.random.default_rng(seed)
+    topics = max(count // PASSAGES_PER_TOPIC, 1)
+    scale_E = (1 + np.arange(dim, dtype=np.float32)) ** -0.5
+    fields_FxE = rng.standard_normal((max(topics // TOPICS_PER_FIELD, 1), dim), np.float32)
+    topics_CxE = fields_FxE[rng.integers(len(fields_FxE), size=topics)] + SPREAD * rng.standard_normal((topics, dim), np.float32)
+    vectors_NxE = np.empty((count, dim), np.float32)
+    for start in range(0, count, CHUNK):
+        size = min(CHUNK, count - start)
+        drawn_MxE = topics_CxE[rng.integers(topics, size=size)] + SPREAD * rng.standard_normal((size, dim), np.float32)
+        vectors_NxE[start : start + size] = _unit(drawn_MxE * scale_E)
+    # Noise as large as NOISE beside a passage before it was brought to unit length.
+    length = np.sqrt((1 + 2 * SPREAD**2) * np.sum(scale_E**2))
+    noise_BxE = NOISE / length * scale_E * rng.standard_normal((queries, dim), np.float32)
+    return vectors_NxE, _unit(vectors_NxE[rng.integers(count, size=queries)] + noise_BxE)
+
+
+def nearest(vectors_NxE: np.ndarray, query_BxE: np.ndarray, k: int) -> np.ndarray:
+    """rows_BxK of highest inner product, best first, by numpy alone."""
+    rows_BxC, scores_BxC = np.zeros((len(query_BxE), 0), np.int64), np.zeros((len(query_BxE), 0), np.float32)
+    for start in range(0, len(vectors_NxE), CHUNK):
+        scores_BxM = query_BxE @ vectors_NxE[start : start + CHUNK].T
+        at_BxK = np.argpartition(-scores_BxM, min(k, scores_BxM.shape[1]) - 1, axis=1)[:, :k]
+        rows_BxC = np.concatenate([rows_BxC, start + at_BxK], axis=1)
+        scores_BxC = np.concatenate([scores_BxC, np.take_along_axis(scores_BxM, at_BxK, axis=1)], axis=1)
+    return np.take_along_axis(rows_BxC, np.argsort(-scores_BxC, axis=1)[:, :k], axis=1)
+
+
+def recall(rows_BxK: Sequence | np.ndarray, truth_BxK: np.ndarray) -> float:
+    """The share of the true k nearest that was found."""
+    return float(np.mean([len(set(a) & set(b)) / len(b) for a, b in zip(rows_BxK.tolist(), truth_BxK.tolist())]))
+
+
+def _unit(vectors_NxE: np.ndarray) -> np.ndarray:
+    return (vectors_NxE / np.linalg.norm(vectors_NxE, axis=1, keepdims=True)).astype(np.float32)

@@ -1,0 +1,77 @@
+"""Ours against a named peer on fixed records: timed by turns in one run, and a ratio only where both computed the same."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from radit_jax.peer import NEEDS, Peer, Run, take_turns
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """One kind of work on fixed records: how we do it, what the peer is told, and how both results are compared."""
+
+    unit: str
+    amount: int  # of `unit`, done by one call of `run`
+    run: Callable[[], Any]
+    job: dict[str, Any]  # JSON; the peer's outputs are in the form of ours
+    compare: Callable[[Any, Any], dict[str, float]]  # figures of agreement
+    agrees: Callable[[dict[str, float]], bool]
+    script: str = "torch_peer.py"  # of tests/peers
+
+
+def compare(kind: str, work: Work, *, repetitions: int, peer_python: str | None) -> dict[str, Any]:
+    """Times the work on both sides by turns; there is no ratio where the peer is missing or computed something else."""
+    if peer_python is None:
+        ours, theirs, outputs = take_turns(work.run, None, repetitions)
+    else:
+        with Peer(peer_python, work.script, {"kind": kind, **work.job}) as peer:
+            ours, theirs, outputs = take_turns(work.run, peer, repetitions)
+    result = {"kind": kind, "unit": f"{work.unit}/s", "ours": _speeds(work, ours)}
+    if not theirs:
+        note = f"no peer: give --peer_python or RADIT_PEER_PYTHON, a Python with {NEEDS[work.script]}"
+        return result | {"peer": None, "ratio": None, "note": note}
+    agreement = {key: round(float(value), 6) for key, value in work.compare(*outputs).items()}
+    result |= {"peer": _speeds(work, theirs), "agreement": agreement, "same": work.agrees(agreement), "peer_about": peer.about}
+    if not result["same"]:
+        return result | {"ratio": None, "note": "no ratio: the two did not compute the same"}
+    return result | {"ratio": _ratio(ours, theirs, "seconds"), "cpu_ratio": _ratio(ours, theirs, "cpu_seconds")}
+
+
+def text(results: Sequence[dict[str, Any]]) -> str:
+    """The results as people read them."""
+    lines = []
+    for result in results:
+        sides = [f"{name} {_span(result[name])}" for name in ("ours", "peer") if result[name]]
+        ratio = f"ratio {result['ratio']:.2f} (by CPU time {result['cpu_ratio']:.2f})" if result["ratio"] else result["note"]
+        agreement = ", ".join(f"{key} {value:g}" for key, value in result.get("agreement", {}).items())
+        lines.append(f"{result['kind']:9} {result['unit']}: {'; '.join(sides)}; {ratio}" + (f"; {agreement}" if agreement else ""))
+    return "\n".join(lines)
+
+
+# -- figures ------------------------------------------------------------------------------------------------------------------------
+
+
+def _speeds(work: Work, runs: Sequence[Run]) -> dict[str, float]:
+    per_s = sorted(work.amount / run["seconds"] for run in runs)
+    median = statistics.median(per_s)
+    cpu = statistics.median(run["cpu_seconds"] for run in runs)
+    return {
+        "median": round(median, 2),
+        "least": round(per_s[0], 2),
+        "most": round(per_s[-1], 2),
+        "cpu_seconds": round(cpu, 2),
+        "peak_mib": max(run["peak_mib"] for run in runs),
+    }
+
+
+def _ratio(ours: Sequence[Run], theirs: Sequence[Run], what: str) -> float:
+    """How many times as much the peer takes, by medians."""
+    return round(statistics.median(run[what] for run in theirs) / statistics.median(run[what] for run in ours), 3)
+
+
+def _span(speeds: dict[str, float]) -> str:
+    return f"{speeds['median']:g} ({speeds['least']:g}–{speeds['most']:g}), peak {speeds['peak_mib']} MiB"

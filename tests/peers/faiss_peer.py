@@ -1,0 +1,125 @@
+"""The peer of `launch/bench.py search`: the same queries over the same vectors in faiss-cpu.
+
+    PYTHON_WITH_FAISS tests/peers/faiss_peer.py job.json
+
+Runs as a process of an environment of its own and imports nothing of radit_jax. Says one JSON line when its index is built and tuned, then
+for every line "run" on stdin searches all queries once and answers with one JSON line. `flat` is faiss' exact index. For `ivfpq` a careful
+person's choice is made: 2·√N lists; codes of 4 bits scanned by SIMD ("fast scan") and codes of 8 bits; both with the best candidates scored
+again by the vectors themselves, without which they cannot reach a high recall; of every setting that reaches the recall asked, the fastest.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+
+import faiss
+import numpy as np
+
+TRAINING = 256_000  # vectors that lists and codes are learned from, as many as ours
+NPROBE_STEP = 1.25
+K_FACTORS = (2, 4, 8, 16, 32)  # candidates scored again, in multiples of k
+
+
+def main(path: str) -> None:
+    with open(path) as file:
+        job = json.load(file)
+    faiss.omp_set_num_threads(job["threads"])
+    vectors, queries = np.load(job["vectors"], mmap_mode="r"), np.load(job["queries"])
+    began = time.perf_counter()
+    if job["index"] == "flat":
+        index, settings = flat(vectors), {}
+        search = lambda: index.search(queries, job["k"])[1]  # noqa: E731
+    else:
+        search, settings = ivfpq(vectors, queries, np.load(job["truth"]), job["k"], job["recall"])
+    build = time.perf_counter() - began
+    say({"ready": True, "faiss": faiss.__version__, "index": job["index"], "build_and_tune_s": round(build, 1), **settings})
+    for line in sys.stdin:
+        if line.strip() != "run":
+            break
+        began, cpu = time.perf_counter(), time.process_time()
+        rows = search()
+        seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - cpu
+        say({"seconds": seconds, "cpu_seconds": cpu_seconds, "peak_mib": peak_mib(), "outputs": rows.tolist()})
+
+
+def peak_mib() -> int:
+    """Of this program alone: getrusage would count what the process that started it held."""
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) // 1024 for line in file if line.startswith("VmHWM:"))
+
+
+def say(value: dict) -> None:
+    print(json.dumps(value), flush=True)
+
+
+def flat(vectors: np.ndarray) -> faiss.Index:
+    index = faiss.IndexFlatIP(vectors.shape[1])
+    index.add(np.ascontiguousarray(vectors))
+    return index
+
+
+def ivfpq(vectors: np.ndarray, queries: np.ndarray, truth: np.ndarray, k: int, wanted: float):
+    """(search, settings) of the fastest index and setting with at least the recall wanted; of the highest recall where none has."""
+    count, dim = vectors.shape
+    lists = min(round(2 * math.sqrt(count)), max(count // 39, 1))
+    refiner = flat(vectors)
+    quantizer, candidates = None, []
+    for factory in factories(dim):
+        index = faiss.index_factory(dim, f"IVF{lists},{factory}", faiss.METRIC_INNER_PRODUCT)
+        if quantizer is not None:  # the lists are learned once
+            index.own_fields, index.quantizer = False, quantizer
+        index.cp.max_points_per_centroid = max(TRAINING // lists, 39)
+        index.train(np.ascontiguousarray(vectors[np.random.default_rng(0).permutation(count)[:TRAINING]]))
+        index.add(np.ascontiguousarray(vectors))
+        quantizer = quantizer or index.quantizer
+        candidates += tuned(factory, index, refiner, queries, truth, k, wanted)
+    good = [found for found in candidates if found["recall"] >= wanted]
+    best = min(good, key=lambda found: found["seconds"]) if good else max(candidates, key=lambda found: found["recall"])
+    index = faiss.IndexRefine(best["base"], refiner)
+    index.k_factor = best["k_factor"]
+    best["base"].nprobe = best["nprobe"]
+    settings = {key: best[key] for key in ("factory", "nprobe", "k_factor", "recall")} | {"lists": lists}
+    held = (candidates, refiner)  # Python would free what the index only points to
+    return lambda: held and index.search(queries, k)[1], settings
+
+
+def factories(dim: int) -> list[str]:
+    """Two dimensions a code of 4 bits, eight a code of 8 bits, where the dimension allows."""
+    return [f"PQ{dim // 2}x4fs"] * (dim % 2 == 0) + [f"PQ{dim // 8}"] * (dim % 8 == 0)
+
+
+def tuned(factory: str, base: faiss.Index, refiner: faiss.Index, queries, truth, k: int, wanted: float) -> list[dict]:
+    """For each k_factor the least nprobe (of a ladder) that reaches the recall wanted, with its time; all lists where none does."""
+    ladder = [1]
+    while ladder[-1] < base.nlist:
+        ladder.append(min(math.ceil(NPROBE_STEP * ladder[-1] + 0.5), base.nlist))
+    found = []
+    for k_factor in K_FACTORS:
+        index = faiss.IndexRefine(base, refiner)
+        index.k_factor = k_factor
+
+        def measured(nprobe: int, index=index, k_factor=k_factor) -> dict:
+            base.nprobe = nprobe
+            began = time.perf_counter()
+            rows = index.search(queries, k)[1]
+            seconds = time.perf_counter() - began
+            setting = {"base": base, "factory": factory, "k_factor": k_factor, "nprobe": nprobe}
+            return setting | {"seconds": seconds, "recall": recall_of(rows, truth)}
+
+        low, high = 0, len(ladder) - 1  # recall grows with nprobe
+        while low < high:
+            middle = (low + high) // 2
+            low, high = (low, middle) if measured(ladder[middle])["recall"] >= wanted else (middle + 1, high)
+        found.append(measured(ladder[low]))
+    return found
+
+
+def recall_of(rows: np.ndarray, truth: np.ndarray) -> float:
+    return float(np.mean([len(set(a) & set(b)) / len(b) for a, b in zip(rows.tolist(), truth.tolist())]))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
