@@ -51,11 +51,11 @@ def against_torch(kind: str) -> list[str]:
 
 
 def search(kind: str) -> list[str]:
-    from radit_jax import bench_search, contest
+    from radit_jax import bench_search
 
     sizes = VECTORS.value, DIM.value, QUERIES.value
     results = bench_search.bench(*sizes, repetitions=REPETITIONS.value, peer_python=PEER_PYTHON.value)
-    return [json.dumps(result) for result in results] if JSON.value else [contest.text(results)]
+    return [json.dumps(result) for result in results] if JSON.value else [bench_search.text(results)]
 
 
 def memory(kind: str) -> list[str]:

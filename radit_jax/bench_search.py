@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from radit_jax.contest import Work, compare
+from radit_jax import contest
+from radit_jax.contest import Work
 from radit_jax.errors import InputError
 from radit_jax.retrieval.exact import ExactSearcher
 from radit_jax.retrieval.scann import ScannSearcher
@@ -71,7 +72,7 @@ def _against(
     build_s = time.monotonic() - began
     ours = recall(searcher.search(query_BxE, K)[0], truth_BxK)
 
-    def agreement(ours_BxK: np.ndarray, theirs_BxK: list) -> dict[str, float]:
+    def compare(ours_BxK: np.ndarray, theirs_BxK: list) -> dict[str, float]:
         return {"recall@10": recall(ours_BxK, truth_BxK), "peer_recall@10": recall(np.asarray(theirs_BxK), truth_BxK)}
 
     work = Work(
@@ -79,13 +80,23 @@ def _against(
         len(query_BxE),
         lambda: searcher.search(query_BxE, K)[0],
         {**files, "index": index, "k": K, "recall": ours},
-        agreement,
+        compare,
         lambda found: found["peer_recall@10"] >= found["recall@10"] - 1e-6,
         SCRIPT,
     )
     settings = dataclasses.asdict(searcher.settings) if isinstance(searcher, ScannSearcher) else {"devices": searcher.layout.devices}
     about = {"recall@10": round(ours, 4), "build_s": round(build_s, 1), "settings": settings}
-    return compare(kind, work, repetitions=repetitions, peer_python=peer_python) | about
+    return contest.compare(kind, work, repetitions=repetitions, peer_python=peer_python) | about
+
+
+def text(results: Sequence[dict[str, Any]]) -> str:
+    """The results as people read them."""
+    lines = []
+    for result in results:
+        theirs = {key: value for key, value in (result.get("peer_about") or {}).items() if key != "ready"}
+        ours = f"{result['vectors']:,} vectors of {result['dim']}, recall@{K} {result['recall@10']:.4f}, built in {result['build_s']} s"
+        lines.append(f"{contest.text([result])}\n    {ours}; {theirs or 'no peer'}")
+    return "\n".join(lines)
 
 
 def mixture(count: int, dim: int, queries: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

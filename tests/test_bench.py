@@ -82,6 +82,7 @@ def test_the_search_of_a_mixture_is_measured_against_the_true_neighbours(count):
     exact, scann = bench_search.bench(count, 16, 20, repetitions=1, peer_python=None)
     assert exact["recall@10"] == 1.0 and 0.95 <= scann["recall@10"] <= 1.0
     assert exact["ours"]["median"] > 0 and exact["ratio"] is None and "faiss" in exact["note"]
+    assert "recall@10 1.0000" in bench_search.text([exact, scann])
 
 
 def test_neighbours_are_by_inner_product_and_topics_are_near():
