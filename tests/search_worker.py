@@ -28,6 +28,16 @@ K = 5
 SIZES = {"batch_tokens": 128, "max_tokens": 32}
 
 
+class Counted(Vectors):
+    """Vectors that count the rows that were read."""
+
+    read = 0
+
+    def span(self, start: int, stop: int, *further, **options) -> np.ndarray:
+        self.read += stop - start
+        return super().span(start, stop, *further, **options)
+
+
 def tied() -> tuple[np.ndarray, np.ndarray]:
     """103 vectors and 7 queries of small whole numbers: float32 sums are exact and most scores are tied."""
     rng = np.random.default_rng(0)
@@ -55,7 +65,9 @@ def main() -> None:
     tied_NxE, query_BxE = tied()
     for model in {1, 2, jax.device_count() // 2}:
         mesh = sharding.make_mesh(-1, model)
-        searcher = ExactSearcher(Vectors([tied_NxE[:50], tied_NxE[50:]]), mesh, score_bytes=4 * 4 * candidates.QUERIES)
+        counted = Counted([tied_NxE[:50], tied_NxE[50:]])
+        searcher = ExactSearcher(counted, mesh, score_bytes=4 * 4 * candidates.QUERIES)
+        found[f"share read {mesh.shape}"] = counted.read / searcher.layout.padded
         found[f"tied rows {mesh.shape}"], found[f"tied scores {mesh.shape}"] = searcher.search(query_BxE, 103)
 
     # The same queries everywhere, each process on its own devices.

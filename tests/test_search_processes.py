@@ -71,6 +71,7 @@ def test_exact_search_finds_the_same_on_every_mesh_and_process(found):
         for key in keys:
             np.testing.assert_array_equal(process[key], rows_BxK)
             np.testing.assert_array_equal(process[key.replace("rows", "scores")], scores_BxK)
+            assert process[key.replace("tied rows", "share read")] == 1 / len(found)  # each reads its own rows alone
 
 
 def test_processes_embed_what_one_process_embeds(folder, found, tmp_path):
