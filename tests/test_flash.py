@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
+from flax import nnx
 
+from radit_jax import sharding
+from radit_jax.errors import InputError
 from radit_jax.models import flash
 from radit_jax.models.attention import FAR, Keys, attend, distances
+from radit_jax.models.lm import LM, LmConfig
+from radit_jax.weights.lm import abstract_lm
 
-T = 256  # two blocks
-LENGTHS = ((70, 120, 40, -26), (T,))  # packed instances across the blocks' border and padding; one instance alone
+T = 384  # three blocks
+LENGTHS = ((100, 170, 80, -34), (T,))  # packed instances across the blocks' border and padding; one instance alone
+SMALL = LmConfig(vocab_size=41, width=16, layers=2, heads=4, kv_heads=2, head_dim=16, mlp_width=24, rope_theta=100.0)
 GPU = any(device.platform == "gpu" for device in jax.devices())
 KERNELS = [
     "splash_interpreted",
@@ -90,3 +98,161 @@ def test_a_sliding_window_is_the_references(window):
     assert_close(found, values_and_gradients(windowed, *operands()))
     with pytest.raises(AssertionError):
         assert_close(found, values_and_gradients(functools.partial(by_reference, window=window + 1), *operands()))
+
+
+# Four devices for two groups: each group's keys go to two of them.
+@pytest.mark.parametrize("shape, kernel", [((2, 2), "splash_interpreted"), ((1, 4), "triton_interpreted")])
+def test_on_a_mesh_every_device_reads_its_own_rows_and_heads(shape, kernel):
+    mesh = sharding.make_mesh(*shape)
+    q, *kv = operands()
+    heads_last = [(q.reshape(2, 4, T, -1), jax.P("data", "model")), *((x, jax.P("data")) for x in kv)]
+    placed = [jax.device_put(x, jax.NamedSharding(mesh, spec)) for x, spec in heads_last]
+
+    def by_mesh(q, k, v):
+        return by_flash(q.reshape(2, 2, 2, T, -1), k, v, kernel=kernel)
+
+    with jax.set_mesh(mesh):
+        found = values_and_gradients(by_mesh, *placed)
+    found["q"] = found["q"].reshape(q.shape)
+    assert_close(found, values_and_gradients(by_reference, q, *kv))
+
+
+# -- in the LM --------------------------------------------------------------------------------------------------------------------------
+
+
+def lm(**changes):
+    graphdef, params = nnx.split(LM(dataclasses.replace(SMALL, **changes), rngs=nnx.Rngs(0)))
+    return graphdef, jax.tree.map(lambda p: p * 2, params)
+
+
+def tokens(*shape: int) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(1).integers(0, SMALL.vocab_size, shape), jnp.int32)
+
+
+def objective(graphdef, params):
+    """A number that every real token's hidden state moves."""
+    hidden = nnx.merge(graphdef, params).hidden(tokens(2, T), *rows())
+    return jnp.sum(jnp.sin(jnp.where((rows()[1] > 0)[..., None], hidden, 0)))
+
+
+def gradients(mesh=None, **changes):
+    graphdef, params = lm(**changes)
+    run = jax.jit(jax.value_and_grad(functools.partial(objective, graphdef)))
+    if mesh is None:
+        value, grads = run(params)
+    else:
+        with jax.set_mesh(mesh):
+            value, grads = run(jax.device_put(params, sharding.shardings(params, sharding.LM_RULES, mesh)))
+    return {"value": value, **tiny.leaves(grads)}
+
+
+def test_gradients_of_the_lm_with_remat_on_a_mesh_equal_the_references():
+    found = gradients(sharding.make_mesh(2, 2), attention="triton_interpreted", remat="full")
+    assert_close(found, gradients(), 1e-4)
+
+
+def test_prefill_of_prompts_side_by_side_equals_the_references():
+    read_BxKxT, lengths_BxK = tokens(2, 3, 128), jnp.asarray([[128, 5, 77], [1, 64, 100]])
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def prefill(graphdef, params):
+        model = nnx.merge(graphdef, params)
+
+        def one(read_BxT, lengths_B):
+            hidden_BxTxD, cache = model.prefill(read_BxT, lengths_B, 128)
+            real_BxT = cache.positions_BxS >= 0
+            last = [x[-1].reshape(2, 128, -1) for x in (cache.k_LxBxSxGxh, cache.v_LxBxSxGxh)]
+            return jnp.where(real_BxT[..., None], jnp.concatenate([hidden_BxTxD, *last], -1), 0)
+
+        return {"hidden, keys, values": jax.vmap(one, in_axes=1)(read_BxKxT, lengths_BxK)}
+
+    with jax.set_mesh(sharding.make_mesh(2, 1)):
+        found = prefill(*lm(attention="triton_interpreted"))
+    assert_close(found, prefill(*lm()), 1e-4)
+
+
+def test_what_a_kernel_cannot_read_is_left_to_the_reference():
+    def kernels(length: int, model: int = 1, **changes) -> int:
+        graphdef, params = nnx.split(abstract_lm(dataclasses.replace(SMALL, **changes)))
+        with jax.set_mesh(sharding.make_mesh(1, model)):
+            program = jax.make_jaxpr(lambda params: nnx.merge(graphdef, params)(tokens(1, length)))(params)
+        return str(program).count("pallas_call")
+
+    assert kernels(256, attention="splash") == kernels(256, attention="triton") == 1  # in the scanned layer
+    assert kernels(256) == kernels(96, attention="splash") == kernels(256, attention="splash", model=3) == 0
+    assert kernels(256, attention="splash", windows=(8, None)) == kernels(256, attention="triton", windows=(8, 8)) == 0
+    assert kernels(256, attention="triton", windows=(256, None)) == 1  # a window as long as the row hides nothing
+
+
+# -- what is compiled -------------------------------------------------------------------------------------------------------------------
+
+
+def shapes(jaxpr) -> set[tuple[int, ...]]:
+    """Of every array in a program, those inside of the kernels left out."""
+    found = set()
+    for equation in jaxpr.eqns:
+        found |= {out.aval.shape for out in equation.outvars}
+        if equation.primitive.name != "pallas_call":
+            for inner in jax.core.jaxprs_in_params(equation.params):
+                found |= shapes(inner)
+    return found
+
+
+@pytest.mark.parametrize("remat", ["none", "full"])
+def test_no_array_has_the_size_of_a_rows_scores(remat):
+    def squares(attention: str) -> set[tuple[int, ...]]:
+        graphdef, params = nnx.split(abstract_lm(dataclasses.replace(SMALL, attention=attention, remat=remat)))
+        jaxpr = jax.make_jaxpr(jax.grad(functools.partial(objective, graphdef)))(params)
+        return {shape for shape in shapes(jaxpr.jaxpr) if shape.count(T) > 1}
+
+    assert squares("splash") == squares("triton") == set()
+    assert squares("reference")
+
+
+@pytest.mark.parametrize("kernel", ["splash", "triton"])
+def test_float32_is_meant_forward_and_backward(kernel):
+    program = str(jax.make_jaxpr(jax.grad(lambda *x: jnp.sum(by_flash(*x, kernel=kernel)), argnums=(0, 1, 2)))(*operands()))
+    assert "precision=(Precision.HIGHEST" in program or "precision=Precision.HIGHEST" in program
+    assert "precision=None" not in program
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_program_for_gpus_holds_the_gpus_kernel(dtype):
+    graphdef, params = nnx.split(abstract_lm(dataclasses.replace(SMALL, attention="triton", head_dim=64, dtype=dtype, remat="full")))
+    traced = jax.jit(jax.value_and_grad(functools.partial(objective, graphdef))).trace(params)
+    assert traced.lower(lowering_platforms=("cuda",)).as_text().count("__gpu$xla.gpu.triton") == 4  # forward, twice for remat; backward: 2
+
+
+def test_prompts_side_by_side_lower_for_gpus():
+    graphdef, params = nnx.split(abstract_lm(dataclasses.replace(SMALL, attention="triton")))
+
+    @jax.jit
+    def prefill(params):
+        model = nnx.merge(graphdef, params)
+        return jax.vmap(lambda read, n: model.prefill(read, n, T)[0], in_axes=1)(tokens(2, 3, T), jnp.full((2, 3), T))
+
+    traced = prefill.trace(params)
+    assert "__gpu$xla.gpu.triton" in traced.lower(lowering_platforms=("cuda",)).as_text()
+
+
+# -- the choice -------------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_platform_chooses():
+    llama = dataclasses.replace(SMALL, heads=32, kv_heads=8)
+    chosen = {platform: flash.choose(platform, llama, 2048) for platform in ("tpu", "gpu", "cuda", "cpu")}
+    assert chosen == {"tpu": "splash", "gpu": "triton", "cuda": "triton", "cpu": "reference"}
+    assert flash.choose("tpu", llama, 2048, model=16) == "splash"  # two devices share a group
+    assert flash.choose("tpu", llama, 2048, model=12) == flash.choose("tpu", llama, 2000) == "reference"
+    assert "12 devices" in flash.obstacle("splash", llama, 2048, 12) and "2000" in flash.obstacle("splash", llama, 2000)
+
+
+def test_a_kernel_of_another_platform_is_refused():
+    assert flash.kernel_for("cpu") == flash.kernel_for("tpu", "reference") == "reference"
+    assert flash.kernel_for("tpu", "splash") == "splash"
+    with pytest.raises(InputError, match="'splash', which does not run on cpu; expected auto or reference$"):
+        flash.kernel_for("cpu", "splash")
+    with pytest.raises(InputError, match="'flash', expected auto"):
+        flash.kernel_for("tpu", "flash")
+    with pytest.raises(ValueError, match="attention is 'cudnn', expected one of reference"):
+        dataclasses.replace(SMALL, attention="cudnn")

@@ -50,7 +50,8 @@ def kernel_for(platform: str, setting: str = "auto") -> str:
     if setting not in ("auto", *KINDS):
         raise InputError(f"lm.attention is {setting!r}, expected auto, {REFERENCE}, splash (TPU) or triton (GPU)")
     if setting in PLATFORMS.values() and setting != own:
-        raise InputError(f"lm.attention is {setting!r}, which does not run on {platform}; expected auto, {REFERENCE} or {own}")
+        expected = " or ".join(dict.fromkeys(("auto", REFERENCE, own)))
+        raise InputError(f"lm.attention is {setting!r}, which does not run on {platform}; expected {expected}")
     return own if setting == "auto" else setting
 
 
@@ -70,7 +71,7 @@ def obstacle(kernel: str, config: LmConfig, row_length: int, model: int = 1) -> 
     if len(reaches) > 1:
         return "the layers' sliding windows differ"
     if kernel.startswith("triton") and reaches != {None}:
-        return f"the kernel for GPUs knows no sliding window ({max(filter(None, reaches))} tokens)"
+        return f"the kernel for GPUs knows no sliding window, and the layers have one of {max(reaches)} tokens"
     if config.heads % math.lcm(config.kv_heads, model):
         return f"{config.heads} heads in {config.kv_heads} groups do not divide over {model} devices"
     return None
