@@ -6,8 +6,10 @@ A (1, 1) mesh is the ordinary case and runs the same program.
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
@@ -15,7 +17,11 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from radit_jax.errors import InputError
-from radit_jax.types import PyTree
+from radit_jax.types import PyTree, TrainState
+
+if TYPE_CHECKING:
+    from radit_jax.models.encoder import EncoderConfig
+    from radit_jax.models.lm import LmConfig
 
 DATA, MODEL = "data", "model"
 
@@ -147,3 +153,68 @@ def _tail(path: str, rules: Sequence[tuple[str, P]]) -> str:
         if any(re.fullmatch(pattern, tail) for pattern, _ in rules):
             return tail
     return path
+
+
+def whole_rows(mesh: Mesh, rows: int) -> int:
+    """The rows of a batch, at least one, rounded up to what the mesh's data axis divides."""
+    data = mesh.shape[DATA]
+    return max(1, math.ceil(rows / data)) * data
+
+
+# -- what a mesh cannot cut -------------------------------------------------------------------------------------------------------------
+
+
+def check_lm(mesh: Mesh, config: LmConfig) -> None:
+    """InputError where this LM cannot be cut over this mesh: then something of its size would lie whole on every device.
+
+    "model" cuts heads, never one in pieces. Fewer key-value heads than devices are fine where every device's query heads share one.
+    """
+    sizes = {"heads": config.heads, "MLP width": config.mlp_width, "vocabulary": config.vocab_size}
+    _check(mesh, "LM", {MODEL: sizes, DATA: {"width": config.width}})
+    model = mesh.shape[MODEL]
+    if config.kv_heads % model and model % config.kv_heads:
+        raise InputError(f"the mesh's model axis is {model}, which does not divide the LM's {config.kv_heads} key-value heads")
+
+
+def check_encoder(mesh: Mesh, config: EncoderConfig) -> None:
+    """As `check_lm`; the vocabulary may be any (BERT's is 30,522): nothing but the word table has its size, and "data" cuts that too."""
+    _check(mesh, "encoder", {MODEL: {"heads": config.heads, "MLP width": config.mlp_width}, DATA: {"width": config.width}})
+
+
+def _check(mesh: Mesh, of: str, sizes: Mapping[str, Mapping[str, int]]) -> None:
+    for axis, by_name in sizes.items():
+        count = mesh.shape[axis]
+        wrong = ", ".join(f"{name} {size:,}" for name, size in by_name.items() if size % count)
+        if wrong:
+            fitting = math.gcd(*by_name.values())
+            choices = ", ".join(str(n) for n in range(1, mesh.size + 1) if fitting % n == 0)
+            raise InputError(f"the mesh's {axis} axis is {count}, which does not divide the {of}'s {wrong} (it may be {choices})")
+
+
+# -- what lies where --------------------------------------------------------------------------------------------------------------------
+
+
+def table(state: TrainState) -> str:
+    """Path, shape, dtype, spec and bytes on one device of every parameter, and the totals: what a training run prints when it starts.
+
+    `state` holds arrays on a mesh, or abstract ones with shardings.
+    """
+    rows = [("parameter", "shape", "dtype", "spec", "bytes/device")]
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state.params):
+        shape, spec = "×".join(map(str, leaf.shape)), ", ".join(str(axis or "–") for axis in _padded_spec(leaf))
+        rows.append((path_name(path), shape, leaf.dtype.name, f"({spec})", f"{_bytes_here(leaf):,}"))
+    widths = [max(len(row[column]) for row in rows) for column in range(5)]
+    lines = ["  ".join([*(cell.ljust(w) for cell, w in zip(row[:4], widths)), row[4].rjust(widths[4])]) for row in rows]
+    for name, tree in (("parameters", state.params), ("optimizer", state.opt_state)):
+        leaves = jax.tree.leaves(tree)
+        whole = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+        lines.append(f"{name}: {sum(map(_bytes_here, leaves)):,} bytes on a device, {whole:,} in all")
+    return "\n".join(lines)
+
+
+def _padded_spec(leaf: jax.Array) -> tuple:
+    return (*leaf.sharding.spec, *[None] * (leaf.ndim - len(leaf.sharding.spec)))
+
+
+def _bytes_here(leaf: jax.Array) -> int:
+    return math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize

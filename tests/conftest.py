@@ -1,4 +1,4 @@
-"""Four CPU devices, strict rank promotion, and the fixtures that more than one test file needs."""
+"""Eight CPU devices, strict rank promotion, and the fixtures that more than one test file needs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 # Before JAX starts its backend: the mesh tests need more than one device.
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=4")
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import jax

@@ -85,10 +85,10 @@ def test_a_dimension_that_does_not_divide_is_left_whole():
 
 
 def test_the_mesh_takes_the_devices_it_is_given():
-    assert dict(sharding.make_mesh(-1, 2).shape) == {"data": 2, "model": 2}
-    assert dict(sharding.make_mesh().shape) == {"data": 4, "model": 1}
+    assert dict(sharding.make_mesh(-1, 2).shape) == {"data": 4, "model": 2}
+    assert dict(sharding.make_mesh().shape) == {"data": 8, "model": 1}
     assert sharding.make_mesh(1, 1).size == 1
-    for data, model in ((3, 2), (0, 1), (-1, 8)):
+    for data, model in ((5, 2), (0, 1), (-1, 16)):
         with pytest.raises(InputError, match="devices"):
             sharding.make_mesh(data, model)
 

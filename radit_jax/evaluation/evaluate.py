@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from radit_jax import artifacts, progress
+from radit_jax import artifacts, distributed, progress
 from radit_jax.errors import InputError
 from radit_jax.evaluation import metrics
 from radit_jax.inference.ensemble import Answer, Ensemble, passage_logweights
@@ -57,13 +57,17 @@ def judge(examples: Sequence[Example], answers: Sequence[Answer], retrieved: Seq
 def write_row(
     folder: Path, name: str, examples: Sequence[Example], answers: Sequence[Answer], retrieved: Sequence[Retrieved] | None
 ) -> dict[str, Any]:
-    """Stores a row of the table: `row.json` (name, n, metrics), `per_question.json` and `answers.json`; returns the row."""
+    """Stores a row of the table: `row.json` (name, n, metrics), `per_question.json` and `answers.json`; returns the row.
+
+    Of several processes the leader writes.
+    """
     per_question = judge(examples, answers, retrieved)
     row = {"name": name, "n": len(examples), "metrics": metrics.summarize(per_question)}
     records = [
         {"id": example.id, "question": example.query, "answers": list(example.answers), "answer": answer.text, "logprob": answer.logprob}
         for example, answer in zip(examples, answers)
     ]
-    for file, value in (("row.json", row), ("per_question.json", per_question), ("answers.json", records)):
-        artifacts.write_json(folder / file, value)
+    if distributed.leads():
+        for file, value in (("row.json", row), ("per_question.json", per_question), ("answers.json", records)):
+            artifacts.write_json(folder / file, value)
     return row

@@ -18,7 +18,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 
+from radit_jax import distributed, sharding
 from radit_jax.data.instances import InstanceMaker, bucket, pad_rows
 from radit_jax.errors import InputError
 from radit_jax.models.layers import as_bits, from_bits
@@ -60,17 +62,23 @@ class Answer:
 
 @dataclasses.dataclass
 class Ensemble:
-    """An LM with its tokenizer, answering questions over k prompts each. About `batch_tokens` prompt tokens run at once."""
+    """An LM with its tokenizer, answering questions over k prompts each. About `batch_tokens` prompt tokens run at once.
+
+    On a mesh (the one that the LM's parameters lie on) the questions that run at once are spread over its data axis, the k prompts of one
+    stay together. Of several processes all ask the same questions in the same order, and all get the answers.
+    """
 
     lm: nnx.Module
     maker: InstanceMaker
     batch_tokens: int = 4096
     max_new_tokens: int = 16
+    mesh: Mesh | None = None
 
     def __post_init__(self):
         self.graphdef, self.params = nnx.split(self.lm)
-        tokenizer = self.maker.tokenizer
-        self.stops_V = jnp.asarray(stop_tokens(tokenizer, self.lm.config.vocab_size))
+        self.mesh = sharding.make_mesh(1, 1) if self.mesh is None else self.mesh
+        stops_V = stop_tokens(self.maker.tokenizer, self.lm.config.vocab_size)
+        self.stops_V = jax.make_array_from_callback(stops_V.shape, sharding.replicated(self.mesh), lambda index: stops_V[index])
 
     def prompted(self, example_id: str, prompt: str, backgrounds: Sequence[str | None], logw_K: np.ndarray) -> Prompted:
         """One prompt per passage, `Background: {passage}\\n\\n{prompt}`; (None,) and weight 1 is the closed book."""
@@ -91,8 +99,9 @@ class Ensemble:
         answers: list[Answer | None] = [None] * len(questions)
         run = self._sequence_level if level == "sequence" else self._token_level
         for rows, (tokens_BxKxT, lengths_BxK, logw_BxK) in self._batches(questions):
-            for row, answer in zip(rows, run(tokens_BxKxT, lengths_BxK, logw_BxK)):
-                answers[row] = answer
+            with jax.set_mesh(self.mesh):
+                for row, answer in zip(rows, run(tokens_BxKxT, lengths_BxK, logw_BxK)):
+                    answers[row] = answer
             advance(len(rows))
         return answers
 
@@ -103,21 +112,21 @@ class Ensemble:
         """
         out: list[np.ndarray | None] = [None] * len(questions)
         for rows, (tokens_BxKxT, lengths_BxK, logw_BxK) in self._batches(questions):
-            last_BxKxV, cache = prefill(self.graphdef, self.params, tokens_BxKxT, lengths_BxK, 0)
             listed = [choices[row] for row in rows] + [choices[rows[-1]]] * (len(tokens_BxKxT) - len(rows))
-            logp_BxKxC = self._candidates(listed, last_BxKxV, lengths_BxK, cache, ends)
-            mixed_BxC = jax.nn.logsumexp(logp_BxKxC + logw_BxK[..., None], axis=1)
+            with jax.set_mesh(self.mesh):
+                lengths_BxK, last_BxKxV, cache = self._prefill(tokens_BxKxT, lengths_BxK, 0)
+                logp_BxKxC = self._candidates(listed, last_BxKxV, lengths_BxK, cache, ends)
+            mixed_BxC = _mixed(logp_BxKxC, logw_BxK)
             for b, row in enumerate(rows):
-                out[row] = np.asarray(mixed_BxC[b, : len(choices[row])])
+                out[row] = mixed_BxC[b, : len(choices[row])]
         return out
 
     def _sequence_level(self, tokens_BxKxT, lengths_BxK, logw_BxK) -> Iterator[Answer]:
-        last_BxKxV, cache = prefill(self.graphdef, self.params, tokens_BxKxT, lengths_BxK, self.max_new_tokens)
+        lengths_BxK, last_BxKxV, cache = self._prefill(tokens_BxKxT, lengths_BxK, self.max_new_tokens)
         ids_BxKxS, _ = decode_each(self.graphdef, self.params, last_BxKxV, lengths_BxK, cache, self.stops_V, self.max_new_tokens)
-        found = [self._distinct(ids_KxS) for ids_KxS in np.asarray(ids_BxKxS)]
+        found = [self._distinct(ids_KxS) for ids_KxS in distributed.to_host(ids_BxKxS)]
         logp_BxKxC = self._candidates([list(texts.values()) for texts, _ in found], last_BxKxV, lengths_BxK, cache, True)
-        mixed_BxC = np.asarray(jax.nn.logsumexp(logp_BxKxC + logw_BxK[..., None], axis=1))
-        logp_BxKxC = np.asarray(logp_BxKxC)
+        mixed_BxC = _mixed(logp_BxKxC, logw_BxK)
         for b, (texts, own) in enumerate(found):
             names = list(texts)
             best = int(np.argmax(mixed_BxC[b, : len(names)]))
@@ -125,12 +134,18 @@ class Ensemble:
             yield Answer(names[best], float(mixed_BxC[b, best]), tuple(own), own_logprobs)
 
     def _token_level(self, tokens_BxKxT, lengths_BxK, logw_BxK) -> Iterator[Answer]:
-        last_BxKxV, cache = prefill(self.graphdef, self.params, tokens_BxKxT, lengths_BxK, self.max_new_tokens)
+        lengths_BxK, last_BxKxV, cache = self._prefill(tokens_BxKxT, lengths_BxK, self.max_new_tokens)
+        logw_BxK = sharding.put_rows(self.mesh, logw_BxK)
         ids_BxS, logp_B = decode_mixture(
             self.graphdef, self.params, last_BxKxV, lengths_BxK, cache, logw_BxK, self.stops_V, self.max_new_tokens
         )
-        for ids_S, logp in zip(np.asarray(ids_BxS), np.asarray(logp_B)):
+        for ids_S, logp in zip(distributed.to_host(ids_BxS), distributed.to_host(logp_B)):
             yield Answer(self._text(ids_S)[0], float(logp), (), ())
+
+    def _prefill(self, tokens_BxKxT: np.ndarray, lengths_BxK: np.ndarray, new_tokens: int) -> tuple[jax.Array, jax.Array, KVCache]:
+        """The lengths on the mesh, and what `prefill` returns."""
+        lengths_BxK = sharding.put_rows(self.mesh, lengths_BxK)
+        return lengths_BxK, *prefill(self.graphdef, self.params, sharding.put_rows(self.mesh, tokens_BxKxT), lengths_BxK, new_tokens)
 
     def _distinct(self, ids_KxS: np.ndarray) -> tuple[dict[str, list[int]], list[str]]:
         """{text: ids} of the distinct answers in passage order, and the answer of each passage."""
@@ -145,27 +160,35 @@ class Ensemble:
         ids = [int(i) for i in ids_S if i >= 0]
         return self.maker.tokenizer.decode(ids).split("\n")[0].strip(), ids
 
-    def _candidates(self, listed: Sequence[Sequence[Sequence[int]]], last_BxKxV, lengths_BxK, cache, ends: bool) -> jax.Array:
+    def _candidates(self, listed: Sequence[Sequence[Sequence[int]]], last_BxKxV, lengths_BxK, cache, ends: bool) -> np.ndarray:
+        """logp_BxKxC of the listed candidates (ids) of each question, on the host."""
         width = bucket(max(len(ids) for choices in listed for ids in choices), smallest=4)
         count = bucket(max(len(choices) for choices in listed), smallest=2)
         padded = [pad_rows(list(choices) + [[]] * (count - len(choices)), width, fill=-1)[0] for choices in listed]
-        return score_candidates(
-            self.graphdef, self.params, last_BxKxV, lengths_BxK, cache, jnp.asarray(np.stack(padded)), self.stops_V, ends
+        ids_BxCxA = sharding.put_rows(self.mesh, np.stack(padded))
+        return distributed.to_host(
+            score_candidates(self.graphdef, self.params, last_BxKxV, lengths_BxK, cache, ids_BxCxA, self.stops_V, ends)
         )
 
-    def _batches(self, questions: Sequence[Prompted]):
+    def _batches(self, questions: Sequence[Prompted]) -> Iterator[tuple[list[int], tuple[np.ndarray, np.ndarray, np.ndarray]]]:
+        """Longest first: which questions, and their (tokens_BxKxT, lengths_BxK, logw_BxK)."""
         longest = [max(len(ids) for ids in question.prompts) for question in questions]
         order = sorted(range(len(questions)), key=lambda i: -longest[i])
         start = 0
         while start < len(order):
             width = bucket(longest[order[start]], smallest=32)
-            size = max(1, self.batch_tokens // (width * len(questions[order[start]].prompts)))
+            size = sharding.whole_rows(self.mesh, self.batch_tokens // (width * len(questions[order[start]].prompts)))
             rows = order[start : start + size]
             chosen = [questions[row] for row in rows]
             filled = chosen + [chosen[-1]] * (size - len(chosen))  # the last batch keeps the shape of the others
             padded = [pad_rows(question.prompts, width) for question in filled]
-            yield rows, tuple(jnp.asarray(np.stack(part)) for part in (*zip(*padded), [question.logw_K for question in filled]))
+            yield rows, tuple(np.stack(part) for part in (*zip(*padded), [question.logw_K for question in filled]))
             start += size
+
+
+def _mixed(logp_BxKxC: np.ndarray, logw_BxK: np.ndarray) -> np.ndarray:
+    """Eq. 2 for each candidate, (B, C): log Σ_k w_k p_k."""
+    return np.logaddexp.reduce(logp_BxKxC + logw_BxK[..., None], axis=1)
 
 
 def stop_tokens(tokenizer, vocab_size: int) -> np.ndarray:

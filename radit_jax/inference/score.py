@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 
-from radit_jax import artifacts, progress
+from radit_jax import artifacts, distributed, progress, sharding
 from radit_jax.data.instances import InstanceMaker, bucket, pad_rows
 from radit_jax.errors import InputError
 from radit_jax.training.losses import token_logprobs
@@ -34,12 +35,16 @@ def target_logprobs(
 
 
 class Scorer:
-    """Scores instances with one LM: sorted by length, padded to a few bucket lengths, about `batch_tokens` tokens a call."""
+    """Scores instances with one LM: sorted by length, padded to a few bucket lengths, about `batch_tokens` tokens a call.
 
-    def __init__(self, lm: nnx.Module, *, batch_tokens: int = 2048, place: Callable = jnp.asarray):
+    On a mesh (the one that the LM's parameters lie on) the rows of a call are spread over its data axis. Of several processes all call
+    with the same instances, and all get the scores.
+    """
+
+    def __init__(self, lm: nnx.Module, *, batch_tokens: int = 2048, mesh: Mesh | None = None):
         self.graphdef, self.params = nnx.split(lm)
         self.batch_tokens = batch_tokens
-        self.place = place
+        self.mesh = sharding.make_mesh(1, 1) if mesh is None else mesh
         self.shapes: set[tuple[int, ...]] = set()  # one compile each
         self.padded = self.real = 0
 
@@ -48,8 +53,9 @@ class Scorer:
         logp_N = np.zeros(len(instances), np.float32)
         for rows, arrays in self._batches(instances):
             self.shapes.add(arrays[0].shape + arrays[2].shape)
-            out_B = target_logprobs(self.graphdef, self.params, *(self.place(array) for array in arrays))
-            logp_N[rows] = np.asarray(out_B)[: len(rows)]
+            with jax.set_mesh(self.mesh):
+                out_B = target_logprobs(self.graphdef, self.params, *(sharding.put_rows(self.mesh, array) for array in arrays))
+            logp_N[rows] = distributed.to_host(out_B)[: len(rows)]
             advance(len(rows))
         return logp_N
 
@@ -60,7 +66,7 @@ class Scorer:
         start = 0
         while start < len(order):
             length = bucket(int(lengths_N[order[start]]))
-            size = max(1, self.batch_tokens // length)
+            size = sharding.whole_rows(self.mesh, self.batch_tokens // length)
             rows = order[start : start + size]
             slots = bucket(int(outputs_N[rows].max()), smallest=8)
             yield rows, self._arrays([instances[row] for row in rows], size, length, slots)
@@ -81,16 +87,21 @@ def score_retrieval(scorer: Scorer, maker: InstanceMaker, retrieval: Sequence, f
     """Writes log p_LM(y | c∘x) of every example and each of its passages, once (paper section 2.4), resumable by shard.
 
     `folder/logp-NNNNN.npy` (examples × K) stands beside the ids it belongs to: `example_ids-NNNNN.npy`, `passage_ids-NNNNN.npy`.
-    Returns the facts of the stage.
+    Of several processes all score and the leader writes. Returns the facts of the stage.
     """
     total = len(retrieval)
-    with progress.bar("score", total, unit="questions") as advance:
-        for start in range(0, total, SHARD):
-            shard = folder / f"logp-{start // SHARD:05d}.npy"
-            members = range(start, min(start + SHARD, total))
-            if not shard.exists():
+    starts = range(0, total, SHARD)
+    shards = [folder / f"logp-{start // SHARD:05d}.npy" for start in starts]
+    # What the leader sees holds for all: otherwise one process would wait for another in a shard that the other skips.
+    there = distributed.gather(np.asarray([shard.exists() for shard in shards]))[0]
+    already = sum(min(SHARD, total - start) for start, done in zip(starts, there) if done)
+    with progress.bar("score", total, unit="questions", start=already) as advance:
+        for start, shard, done in zip(starts, shards, there):
+            if not done:
+                members = range(start, min(start + SHARD, total))
                 _score_shard(scorer, maker, [retrieval[i] for i in members], shard)
-            advance(len(members))
+                advance(len(members))
+    distributed.meet(f"{folder.name} is scored")  # what the leader wrote may be read by all
     return {
         "questions": total,
         "questions_per_s": round(advance.rate, 2),
@@ -114,9 +125,11 @@ def _score_shard(scorer: Scorer, maker: InstanceMaker, members: Sequence, shard:
         "passage_ids": np.asarray([[passage.id for passage in member.passages] for member in members]),
         "target_lengths": lengths_NxK[:, 0],
     }
-    for name, array in names.items():
-        artifacts.save_array(shard.with_name(shard.name.replace("logp", name)), array)
-    artifacts.save_array(shard, scorer(instances).reshape(len(members), -1))  # last: its presence says that the shard is whole
+    logp_NxK = scorer(instances).reshape(len(members), -1)
+    if distributed.leads():
+        for name, array in names.items():
+            artifacts.save_array(shard.with_name(shard.name.replace("logp", name)), array)
+        artifacts.save_array(shard, logp_NxK)  # last: its presence says that the shard is whole
 
 
 def read_scores(folder: Path) -> dict[str, tuple[list[str], np.ndarray, int]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +30,14 @@ def load_encoder(
     param_dtype: Any = "float32",
     remat: str = "none",
     place: Place = on_default_device,
+    check: Callable[[EncoderConfig], None] = lambda config: None,
 ) -> Encoder:
     """Returns the encoder of a folder, Hub id or ``package:`` checkpoint; `encoder.config` is what was read.
 
     `pooling` ("cls" | "mean") and `normalize` override what the checkpoint says of itself, and `pooling` is required where it says
     nothing (DRAGON+: "cls", Contriever: "mean"). `dtype` is the compute dtype, `param_dtype` the storage dtype, and
-    `place(path, shape, read)` puts each parameter on its devices. InputError for everything that is wrong with the checkpoint.
+    `place(path, shape, read)` puts each parameter on its devices; `check` sees the config before any is read.
+    InputError for everything that is wrong with the checkpoint.
     """
     folder = resolve(name)
     if folder.is_file():
@@ -47,6 +49,7 @@ def load_encoder(
     kinds = {"dtype": jnp.dtype(dtype).name, "param_dtype": jnp.dtype(param_dtype).name, "remat": remat}
     normalize = said_normalize if normalize is None else normalize
     config = encoder_config(folder / "config.json", {"pooling": pooling, "normalize": normalize, **kinds})
+    check(config)
     tensors = Safetensors(folder)
     names = encoder_names(tensors.shapes)
     module = abstract_encoder(config)

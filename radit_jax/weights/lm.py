@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +29,14 @@ def load_lm(
     remat: str = "none",
     attention: str = REFERENCE,
     place: Place = on_default_device,
+    check: Callable[[LmConfig], None] = lambda config: None,
 ) -> LM:
     """Returns the LM of a folder, GGUF file, Hub id or ``package:`` checkpoint; `lm.config` is what was read.
 
     `dtype` is the compute dtype, `param_dtype` the storage dtype: the same "bfloat16" for both casts once, which is what decoding wants.
     `attention` names what reads whole rows (models/flash.py says which kernel suits a platform).
-    `place(path, shape, read)` puts each parameter on its devices. InputError for everything that is wrong with the checkpoint.
+    `place(path, shape, read)` puts each parameter on its devices; `check` sees the config before any is read.
+    InputError for everything that is wrong with the checkpoint.
     """
     path = resolve(name)
     kinds = {"dtype": jnp.dtype(dtype).name, "param_dtype": jnp.dtype(param_dtype).name, "remat": remat, "attention": attention}
@@ -45,6 +47,7 @@ def load_lm(
         tensors, names = Safetensors(path), HF_LM
         config = config_from_hf(path / "config.json", kinds)
         ignore = f"{HF_BUFFERS}|{HF_TIED_HEAD}" if config.tied else HF_BUFFERS
+    check(config)
     return fill(abstract_lm(config), names, tensors, param_dtype=jnp.dtype(param_dtype), ignore=ignore, place=place)
 
 
