@@ -11,7 +11,7 @@ v5p-64 is Google's name, whose number counts TensorCores: 32 chips, the same as 
 from absl import flags
 
 from radit_jax import command
-from radit_jax.planning import topology
+from radit_jax.planning import ask, topology
 
 CONFIG = command.config_flag()
 TOPOLOGY = flags.DEFINE_string("topology", None, "Chips: v5e:8x8, v5p:4x4x4, v6e-64, v4:2x2x2 …")
@@ -20,19 +20,18 @@ FIT = flags.DEFINE_bool("fit", False, "Look for a mesh and micro-batches that fi
 ATTENTION = flags.DEFINE_enum("attention", "auto", ["auto", "reference", "both"], "With the chip's flash kernel, without, or both.")
 CORPUS = flags.DEFINE_integer("corpus", 0, "Passages to embed and search.", lower_bound=0)
 DIM = flags.DEFINE_integer("dim", 768, "Of their vectors.", lower_bound=1)
+QUICK = flags.DEFINE_bool("quick", False, "Stop the compiler before it generates code: all figures, in a tenth of the time.")
 JSON = flags.DEFINE_bool("json", False, "Print JSON.")
 TABLE = flags.DEFINE_string("table", None, "The README's table: all, or the rows whose name has this in it.")
 
 
 def main(arguments: list[str]) -> None:
     command.no_more(arguments)
-    topology.prepare_environment()  # before JAX is imported
-    from radit_jax.planning import ask
-
+    topology.require_compiler()
     if TABLE.value is not None:
-        return ask.table(TABLE.value)
-    settings = {"corpus": CORPUS.value, "dim": DIM.value}
-    return ask.plan(CONFIG.value, TOPOLOGY.value, PROGRAMS.value, settings, attention=ATTENTION.value, fit=FIT.value, as_json=JSON.value)
+        return ask.table(TABLE.value, full=not QUICK.value)
+    options = {"attention": ATTENTION.value, "look": FIT.value, "full": not QUICK.value, "as_json": JSON.value}
+    return ask.plan(CONFIG.value, TOPOLOGY.value, PROGRAMS.value, {"corpus": CORPUS.value, "dim": DIM.value}, **options)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from flax import nnx
 
 from radit_jax.errors import InputError
 from radit_jax.models.lm import LmConfig
-from radit_jax.planning import flops, hlo, topology
+from radit_jax.planning import compiled, flops, hlo, topology
 from radit_jax.training import steps
 from radit_jax.training.optim import make_optimizer
 from radit_jax.types import LmBatch
@@ -99,6 +99,9 @@ MODULE = """HloModule step
   %x = bf16[64,512]{1,0:T(8,128)(2,1)} get-tuple-element(%carry), index=1
   %kernels = bf16[32,256,512]{2,1,0:T(8,128)(2,1)} get-tuple-element(%carry), index=2
   %mine.1 = bf16[256,512]{1,0:T(8,128)(2,1)} fusion(%kernels, %i), kind=kLoop, calls=%one_layer
+  %kernel.1 = () custom-call(), custom_call_target="tpu_custom_call", frontend_attributes={kernel_metadata={
+"xprof_metadata":"{\\"block_q\\": 512}"
+}}, metadata={op_name="splash"}
   %whole = bf16[1024,512]{1,0:T(8,128)(2,1)S(1)} all-gather(%mine.1), replica_groups=[2,4]<=[4,2]T(1,0), dimensions={0}
   %y = bf16[64,512]{1,0:T(8,128)(2,1)} all-reduce(%x), replica_groups=mesh['axis_0'=4,'axis_1'=2] {'axis_1'}, to_apply=%sum
   %one = s32[] constant(1)
@@ -156,6 +159,19 @@ def test_a_module_of_this_machine_is_read():
     assert found.hbm >= 5 * 64 * 256 * 4  # each layer's quarter of its kernel
 
 
+def test_buffers_of_other_memories_and_of_threads_do_not_count():
+    assignment = """BufferAssignment:
+allocation 0: size 400, page 0, parameter 1, shape |f32[100]| at ShapeIndex {}, maybe-live-out:
+allocation 1: size 100, page 0, parameter 2, shape |f32[25]| at ShapeIndex {}:
+allocation 2: size 60, page 0, maybe-live-out:
+ value: <7 add.1 @0> (size=60,offset=0): f32[15]{0}
+allocation 3: size 5000, color 1, page 0, preallocated-temp:
+allocation 4: size 1000, page 0, preallocated-temp:
+allocation 5: size 7, page 0, thread-local:
+"""
+    assert compiled.buffers(assignment) == (500, 1000, 60)
+
+
 # -- topologies -------------------------------------------------------------------------------------------------------------------------
 
 
@@ -201,16 +217,6 @@ def test_without_libtpu_one_line_says_what_to_install():
     assert "radit-jax[plan]" in refused(call("--topology=v5e:2x2", without="libtpu"))
 
 
-TINY = {
-    "lm.checkpoint": "huggyllama/llama-7b",
-    "lm_ft.rows": 4,
-    "lm_ft.row_length": 128,
-    "lm_ft.output_slots": 32,
-    "retriever.max_passage_tokens": 32,
-    "retriever.batch_tokens": 256,
-}
-
-
 @needs_libtpu
 @pytest.mark.parametrize(
     ("flags", "expected"),
@@ -230,7 +236,7 @@ def test_a_wrong_wish_is_one_line(flags, expected):
 
 @needs_libtpu
 def test_the_plan_of_search_counts_the_corpus_and_reads_it_once():
-    flags = ["--topology=v5e:2x2", "--programs=search", "--corpus=1000000", "--dim=128", "--json"]
+    flags = ["--topology=v5e:2x2", "--programs=search", "--corpus=1000000", "--dim=128", "--json", "--quick"]
     done = call("--config=configs/lsr_ft.py:dragon_plus", *flags)
     assert done.returncode == 0 and done.stderr == "", done.stderr[-3000:]
     plan = json.loads(done.stdout)
@@ -243,14 +249,33 @@ def test_the_plan_of_search_counts_the_corpus_and_reads_it_once():
     assert 2 * queries * 1_000_000 * 128 <= found["flops"] < padded * 2 * queries * 1_000_000 * 128
     assert found["fits"] and found["total"] + found["spare"] == found["hbm"]
     assert found["rate"] == pytest.approx(queries / max(found["seconds"].values()))
+    assert found["outputs"] < 1e5 and not found["full"]
 
 
 @needs_libtpu
 def test_what_does_not_fit_is_said_with_its_bytes_and_the_smallest_slice_that_can():
-    flags = ["--topology=v6e:1x1", "--programs=search", "--corpus=40000000", "--dim=1024", "--json"]
+    flags = ["--topology=v6e:1x1", "--programs=search", "--corpus=40000000", "--dim=1024", "--json", "--quick"]
     done = call("--config=configs/lsr_ft.py:dragon_plus", *flags)
     assert done.returncode == 0, done.stderr[-3000:]
     (found,) = json.loads(done.stdout)["programs"]
     assert not found["fits"] and found["spare"] < 0
     assert found["arguments"] >= 40_000_000 * 1024 * 2 and found["collectives"] == {}
     assert found["advice"]["smallest"] == "v6e:2x2" and found["advice"]["there"]["fits"]
+
+
+@needs_libtpu
+def test_the_plan_of_a_training_step_holds_its_state_and_says_how_long_the_run_takes():
+    fields = {"lm.checkpoint": "huggyllama/llama-7b", "lm_ft.rows": 8, "lm_ft.row_length": 256, "lm_ft.steps": 36, "mesh.model": 2}
+    done = call("--config=configs/lm_ft.py", *[f"--config.{k}={v}" for k, v in fields.items()], "--topology=v5p-16", "--json", "--quick")
+    assert done.returncode == 0 and done.stderr == "", done.stderr[-3000:]
+    (found,) = json.loads(done.stdout)["programs"]
+    parameters = 6_738_415_616  # of LLaMA-7B
+    assert found["note"] == "splash attention" and (found["data"], found["model"]) == (4, 2)
+    assert 12 * parameters / 8 <= found["arguments"] < 1.01 * 12 * parameters / 8  # float32 parameters and AdamW's two moments
+    tokens, in_layers = 8 * 256, 32 * (4 * 4096**2 + 3 * 4096 * 11_008)
+    # 2 forward, 4 backward, and 2 for what is computed again (not the last product of a layer: nothing needs it).
+    assert found["amount"] == tokens and 7.5 < found["flops"] / (tokens * in_layers) < 8.2
+    # Each of 32 layers gathers its kernels over four chips in the forward pass, and again when it is computed a second time.
+    kernels = in_layers * 2 / 2  # bytes in bfloat16, half of each on a chip's model index
+    assert found["collectives"]["all-gather"]["bytes"] >= 2 * kernels * 3 / 4
+    assert found["days"] == pytest.approx(36 * found["least_s"] / 86_400) and found["chip_hours"] == pytest.approx(found["days"] * 24 * 8)

@@ -9,28 +9,39 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from radit_jax.errors import InputError
-from radit_jax.models.flash import REFERENCE
-from radit_jax.planning import fit, programs, report, topology
+from radit_jax.planning import fit, report, topology
 from radit_jax.planning.compiled import Cost
-from radit_jax.planning.programs import Settings
 from radit_jax.planning.topology import Topology
 
-WITH_ATTENTION = ("lm_step", "score")  # the programs that attend over whole rows
+PROGRAMS = ("embed", "search", "score", "lm_step", "lsr_step", "prefill", "decode")
+GOALS = {"lm_ft": ("lm_step",), "lsr_ft": ("score", "lsr_step"), "radit": tuple(name for name in PROGRAMS if name != "search")}
+WITH_ATTENTION = ("lm_step", "score", "prefill")  # the programs that attend over whole rows
+REFERENCE = "reference"  # the attention without a kernel
 
 
 def plan(
-    c: ConfigDict, where: str | None, names: Sequence[str] | None, corpus: dict[str, int], *, attention: str, fit: bool, as_json: bool
+    c: ConfigDict,
+    where: str | None,
+    names: Sequence[str] | None,
+    corpus: dict[str, int],
+    *,
+    attention: str,
+    look: bool,
+    full: bool,
+    as_json: bool,
 ) -> None:
     """Prints the plan of every program. InputError for a topology or program that does not exist."""
     if where is None:
         raise InputError("which chips? (--topology=v5p:4x4x8)")
     slice_ = topology.parse(where)
-    names = tuple(names or programs.of_goal(c.goal))
+    if c.goal not in GOALS:
+        raise InputError(f"config.goal is {c.goal!r}, expected {', '.join(GOALS)}")
+    names = tuple(names or GOALS[c.goal])
     for name in names:
-        if name not in programs.BUILDERS:
-            raise InputError(f"program {name!r}, expected some of {', '.join(programs.BUILDERS)}")
+        if name not in PROGRAMS:
+            raise InputError(f"program {name!r}, expected some of {', '.join(PROGRAMS)}")
     results = [
-        _planned(name, c, slice_, Settings(kind, **corpus), look=fit)
+        _planned(name, c, slice_, {"attention": kind, **corpus}, look=look, full=full)
         for name in names
         for kind in (("auto", REFERENCE) if attention == "both" and name in WITH_ATTENTION else (_one(attention),))
     ]
@@ -46,27 +57,30 @@ def _one(attention: str) -> str:
     return "auto" if attention == "both" else attention
 
 
-def _planned(name: str, c: ConfigDict, where: Topology, settings: Settings, *, look: bool) -> tuple[Cost, dict[str, Any]]:
-    """(the cost, advice): the configured plan, or with `look` the first that fits; what would fit where it does not."""
+def _planned(
+    name: str, c: ConfigDict, where: Topology, settings: dict[str, Any], *, look: bool, full: bool, elsewhere: bool = True
+) -> tuple[Cost, dict[str, Any]]:
+    """(the cost, advice): the configured plan, or with `look` the first that fits; what would fit where it does not (`elsewhere`)."""
     if look:
         fields, tried = fit.fitting(name, c, where, settings)
         if fields is not None:
             flags = " ".join(f"--config.{field}={value}" for field, value in fields.items())
-            return tried[-1], {"fields": fields, "compiled": len(tried), "says": f"{flags} (compiled {len(tried)})"}
+            advice = {"fields": fields, "compiled": len(tried), "says": f"{flags} (laid out {len(tried)})"}
+            return fit.plan(name, fit.with_fields(c, fields), where, settings, full=True) if full else tried[-1], advice
         if not tried:
             raise InputError(f"{name}: no mesh of {where.name} divides the batch and the model of this config")
         cost, compiled = min(tried, key=lambda cost: cost.total), len(tried)
     else:
-        cost, compiled = fit.plan(name, c, where, settings), 1
-    if cost.fits:
+        cost, compiled = fit.plan(name, c, where, settings, full=full), 1
+    if cost.fits or not elsewhere:
         return cost, {}
     larger, tried = fit.smallest(name, c, where, settings, cost)
     missing = f"{report.size(-cost.spare)} a chip missing on {where.name}"
     if larger is None:
         says = f"{missing}; no listed slice of {where.chip.name} holds it as configured"
-        return cost, {"smallest": None, "compiled": compiled + len(tried), "says": f"{says} (compiled {compiled + len(tried)})"}
+        return cost, {"smallest": None, "compiled": compiled + len(tried), "says": f"{says} (laid out {compiled + len(tried)})"}
     mesh = f"--topology={larger.name} --config.mesh.data={tried[-1].data} --config.mesh.model={tried[-1].model}"
-    says = f"{missing}; the smallest listed slice that holds it: {mesh} ({larger.chips} chips; compiled {compiled + len(tried)})"
+    says = f"{missing}; the smallest listed slice that holds it: {mesh} ({larger.chips} chips; laid out {compiled + len(tried)})"
     return cost, {"smallest": larger.name, "compiled": compiled + len(tried), "says": says, "there": tried[-1].to_dict()}
 
 
@@ -86,28 +100,22 @@ SLICES = ("v5e-64", "v5p-64", "v6e-64")
 CORPUS = 399_000_000  # passages of the paper
 
 
-def table(only: str) -> None:
+def table(only: str, *, full: bool) -> None:
     """Prints the rows whose name contains `only` ("all": every one), each as soon as it is compiled."""
     print(report.markdown([]), flush=True)
     for name, work, c, where, settings in _rows():
         if only in ("all", "") or only.lower() in f"{name} {where.accelerator}".lower():
-            cost, _ = _fitted(work, c, where, settings)
+            cost, _ = _planned(work, c, where, settings, look=True, full=full, elsewhere=False)
             print(report.markdown([report.row(name, where, cost)]).splitlines()[-1], flush=True)
 
 
-def _fitted(work: str, c: ConfigDict, where: Topology, settings: Settings) -> tuple[Cost, list[Cost]]:
-    """The first mesh and micro-batch that fit; where none does, the leanest that was tried."""
-    _, tried = fit.fitting(work, c, where, settings)
-    return (tried[-1] if tried[-1].fits else min(tried, key=lambda cost: cost.total)), tried
-
-
-def _rows() -> Iterator[tuple[str, str, ConfigDict, Topology, Settings]]:
+def _rows() -> Iterator[tuple[str, str, ConfigDict, Topology, dict[str, Any]]]:
     from configs import common
 
     for name, (checkpoint, rows, steps) in MODELS.items():
         c = common.llama_65b(common.base())
         c.lm.checkpoint, c.lm_ft.rows, c.lm_ft.accumulate, c.lm_ft.steps = checkpoint, rows, 1, steps
         for where in map(topology.parse, SLICES):
-            yield name, "lm_step", c, where, Settings()
+            yield name, "lm_step", c, where, {}
     search = common.dragon_plus(common.base())
-    yield "search", "search", search, topology.parse("v5p-128"), Settings(corpus=CORPUS, dim=768)
+    yield "search", "search", search, topology.parse("v5p-128"), {"corpus": CORPUS, "dim": 768}

@@ -1,24 +1,14 @@
-"""A program compiled for a topology: the bytes it needs, the operations and traffic of one call, and the least time these take."""
+"""What a program costs on a topology: the bytes it needs, the operations and traffic of one call, and the least time these take."""
 
 from __future__ import annotations
 
 import dataclasses
 import re
-import tempfile
-import time
-from pathlib import Path
 from typing import Any
 
-import jax
+from radit_jax.planning import hlo
+from radit_jax.planning.topology import Topology
 
-from radit_jax.errors import InputError
-from radit_jax.planning import flops, hlo
-from radit_jax.planning.chips import Chip
-from radit_jax.planning.programs import Program
-
-OPTIMIZED = "*after_optimizations.txt"  # what XLA writes beside an executable when asked
-MEMORY = "*memory-usage-report.txt"
-BUFFERS = "*after_optimizations-buffer-assignment.txt"
 DAY = 24 * 3600
 
 
@@ -31,6 +21,7 @@ class Cost:
     data: int  # the mesh
     model: int
     chips: int
+    full: bool  # code was generated; otherwise the compiler was stopped when the layout was done
     compile_s: float
     arguments: int  # bytes, as below
     temporaries: int
@@ -79,64 +70,46 @@ class Cost:
         return {**dataclasses.asdict(self), **{name: getattr(self, name) for name in derived}}
 
 
-def compile_program(program: Program, chip: Chip, chips: int) -> Cost:
-    """Compiles for the devices of the program's mesh. A program that the chip cannot hold is a Cost that does not fit."""
-    with tempfile.TemporaryDirectory() as folder:
-        traced = program.trace()
-        began = time.monotonic()
-        with jax.set_mesh(program.mesh):
-            lowered = traced.lower()
-        try:
-            executable = lowered.compile(compiler_options={"xla_dump_to": folder, "xla_dump_hlo_as_text": True})
-        except jax.errors.JaxRuntimeError as error:
-            if "out of memory" not in str(error):
-                raise InputError(f"{program.name}: the compiler refuses it ({str(error).splitlines()[0]})") from error
-            executable = None
-        seconds = time.monotonic() - began
-        traffic = hlo.traffic(_read(folder, OPTIMIZED), program.endless)
-        arguments, temporaries, outputs = _bytes(executable) if executable else _refused(_read(folder, MEMORY), _read(folder, BUFFERS))
-    operations = flops.of(traced.jaxpr, program.endless)
-    part = program.mesh.size  # chips that share one call
+def cost(name: str, where: Topology, found: dict[str, Any]) -> Cost:
+    """The cost of what compiler.compile_for has found of a program."""
+    chip, chips = where.chip, where.chips
+    traffic = hlo.traffic(found["module"], found["endless"])
+    arguments, temporaries, outputs = buffers(found["buffers"])
     return Cost(
-        name=program.name,
-        note=program.note,
-        data=program.mesh.shape["data"],
-        model=program.mesh.shape["model"],
+        name=name,
+        note=found["note"],
+        data=found["data"],
+        model=found["model"],
         chips=chips,
-        compile_s=round(seconds, 1),
+        full=found["full"],
+        compile_s=found["seconds"],
         arguments=arguments,
         temporaries=temporaries,
         outputs=outputs,
         total=arguments + temporaries + outputs,
         hbm=chip.hbm,
-        fits=executable is not None,
-        flops=operations.counted * chips // part,
-        flops_passed=operations.passed * chips // part,
+        fits=found["fits"],
+        flops=found["counted"],
+        flops_passed=found["passed"],
         traffic=traffic.hbm,
         collectives={kind: {"count": traffic.counts[kind], "bytes": round(size)} for kind, size in traffic.bytes.most_common()},
         seconds={
-            "compute": operations.passed / part / chip.flops,
+            "compute": found["passed"] / chips / chip.flops,
             "hbm": traffic.hbm / chip.hbm_rate,
             "ici": sum(traffic.bytes.values()) / chip.ici_rate,
         },
-        amount=program.amount,
-        unit=program.unit,
-        calls=program.calls,
+        amount=found["amount"],
+        unit=found["unit"],
+        calls=found["calls"],
     )
 
 
-def _read(folder: str, pattern: str) -> str:
-    """The file of the largest module (a program may be compiled in parts)."""
-    return max(Path(folder).glob(pattern), key=lambda path: path.stat().st_size).read_text()
-
-
-def _bytes(executable: Any) -> tuple[int, int, int]:
-    m = executable.memory_analysis()
-    temporaries = m.temp_size_in_bytes + m.generated_code_size_in_bytes
-    return m.argument_size_in_bytes, temporaries, m.output_size_in_bytes - m.alias_size_in_bytes
-
-
-def _refused(report: str, buffers: str) -> tuple[int, int, int]:
-    """The same of a program that the compiler has laid out and then refused, from what it wrote on the way."""
-    arguments = sum(map(int, re.findall(r"^allocation \d+: size (\d+),? .*\bparameter \d", buffers, re.MULTILINE)))
-    return arguments, int(re.search(r"Total bytes: (\d+)", report)[1]) - arguments, 0
+def buffers(assignment: str) -> tuple[int, int, int]:
+    """Bytes of HBM for arguments, temporaries and outputs that take no argument's place, as the compiler has assigned them."""
+    sums = {"parameter": 0, "preallocated-temp": 0, "live-out": 0}  # an argument whose place an output takes is both: an argument here
+    for size, rest in re.findall(r"^allocation \d+: size (\d+), (?!color)(.*)$", assignment, re.MULTILINE):  # colours are other memories
+        kind = next((kind for kind in sums if kind in rest), None)
+        if kind:
+            sums[kind] += int(size)
+    arguments, temporaries, outputs = sums.values()
+    return arguments, temporaries, outputs

@@ -196,7 +196,7 @@ def parse(text: str) -> tuple[dict[str, Computation], str]:
             if match := re.match(r"(ENTRY )?%?([\w.-]+) \(.*\{$", line):
                 current = computations.setdefault(match[2], {})
                 entry = match[2] if match[1] else entry
-        elif line.startswith("}"):
+        elif re.match(r"\}(,|$)", line):  # a kernel's attributes go over lines that begin with "}}"
             current = None
         elif instruction := _instruction(line):
             current[instruction.name] = instruction

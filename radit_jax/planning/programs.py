@@ -67,14 +67,6 @@ def build(name: str, c: ConfigDict, mesh: Mesh, settings: Settings) -> Program:
     return BUILDERS[name](c, mesh, settings)
 
 
-def of_goal(goal: str) -> tuple[str, ...]:
-    """The programs that a config's goal runs."""
-    needed = {"lm_ft": ("lm_step",), "lsr_ft": ("score", "lsr_step"), "radit": tuple(name for name in BUILDERS if name != "search")}
-    if goal not in needed:
-        raise InputError(f"config.goal is {goal!r}, expected {', '.join(needed)}")
-    return needed[goal]
-
-
 # -- the builders -----------------------------------------------------------------------------------------------------------------------
 
 
@@ -138,7 +130,7 @@ def prefill(c: ConfigDict, mesh: Mesh, settings: Settings) -> Program:
 
 
 def decode(c: ConfigDict, mesh: Mesh, settings: Settings) -> Program:
-    """Generating max_new_tokens tokens after every one of their prompts; the cache is spread as its rows and heads are."""
+    """Generating max_new_tokens tokens after every one of their prompts, from log-probs and caches as `prefill` leaves them on the mesh."""
     config, graphdef, params, (B, K, T) = _ensemble(c, mesh, settings)
     new = c.evaluate.max_new_tokens
     last, cache = prefill(c, mesh, settings).trace().out_info
@@ -146,7 +138,8 @@ def decode(c: ConfigDict, mesh: Mesh, settings: Settings) -> Program:
     by_rank = {6: P(None, None, rows, None, heads), 3: P(None, rows), 0: P()}  # keys and values (L, K, B, S, G, h), positions (K, B, S)
     cache = jax.tree.map(lambda x: _put(mesh, x, by_rank[x.ndim]), cache)
     stops = jax.ShapeDtypeStruct((config.vocab_size,), jnp.bool_, sharding=sharding.replicated(mesh))
-    arguments = (graphdef, params, _put(mesh, last, P(rows)), _rows(mesh, jnp.int32)(B, K), cache, stops, new)
+    last = _put(mesh, last, P(rows, None, _axis(mesh, MODEL, config.vocab_size)))
+    arguments = (graphdef, params, last, _rows(mesh, jnp.int32)(B, K), cache, stops, new)
     return Program("decode", mesh, ensemble.decode_each, arguments, B, "questions", endless=new, note=f"{new} tokens after each prompt")
 
 

@@ -8,7 +8,7 @@ from radit_jax.planning.chips import GiB
 from radit_jax.planning.compiled import Cost
 from radit_jax.planning.topology import Topology
 
-HEAD = ("config", "slice", "chips", "mesh", "attention", "arguments", "temporaries", "of", "fits", "bound by", "rate", "run", "compiled in")
+HEAD = ("config", "slice", "chips", "mesh", "attention", "arguments", "temporaries", "of", "fits", "bound by", "rate", "run", "compiler")
 
 
 def text(topology: Topology, costs: Sequence[Cost]) -> str:
@@ -22,7 +22,7 @@ def text(topology: Topology, costs: Sequence[Cost]) -> str:
 
 
 def _program(cost: Cost) -> str:
-    about = f"{cost.name} on {cost.data}×{cost.model} (data × model){', ' * bool(cost.note)}{cost.note}; compiled in {cost.compile_s:g} s"
+    about = f"{cost.name} on {cost.data}×{cost.model} (data × model){', ' * bool(cost.note)}{cost.note}; {compiled(cost)}"
     rows = [
         ("memory of a chip", f"{memory(cost)}: {verdict(cost)}"),
         ("FLOPs of a call", f"{cost.flops:.3g} on all chips, counted from the program" + _slower(cost)),
@@ -41,6 +41,10 @@ def _program(cost: Cost) -> str:
 def _slower(cost: Cost) -> str:
     """Float32 products take several passes."""
     return f" ({cost.flops_passed / cost.flops:.1f} × that in bfloat16 passes)" if cost.flops_passed > cost.flops else ""
+
+
+def compiled(cost: Cost) -> str:
+    return f"{'compiled' if cost.full else 'laid out'} in {cost.compile_s:.0f} s"
 
 
 def memory(cost: Cost) -> str:
@@ -63,7 +67,7 @@ def row(name: str, topology: Topology, cost: Cost) -> tuple[str, ...]:
     mesh = f"{cost.data}×{cost.model}"
     return (
         name, topology.name, f"{topology.chips}", mesh, cost.note, size(cost.arguments), size(cost.temporaries), size(cost.hbm), fits,
-        cost.bound_by, rate, whole, f"{cost.compile_s:.0f} s",
+        cost.bound_by, rate, whole, compiled(cost),
     )  # fmt: skip
 
 

@@ -72,15 +72,21 @@ def _of_accelerator(chip: Chip, size: str, text: str) -> Topology:
     return named[f"{chip.name}-{size}"]
 
 
-def prepare_environment() -> None:
-    """To be called before JAX is imported: libtpu compiles for chips that are not there, without looking for them, quietly.
-
-    InputError where libtpu is not installed.
-    """
+def require_compiler() -> None:
+    """InputError where libtpu is not installed."""
     if importlib.util.find_spec("libtpu") is None:
         raise InputError(f"libtpu is not installed, and nothing else compiles for TPUs: {INSTALL}")
+
+
+def prepare_environment() -> None:
+    """To be called before JAX is imported: libtpu compiles for chips that are not there, without looking for them, quietly."""
     quiet = {"TPU_LOG_DIR": "disabled", "TPU_STDERR_LOG_LEVEL": "3", "TPU_MIN_LOG_LEVEL": "3", "TF_CPP_MIN_LOG_LEVEL": "3"}
-    absent = {"ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_SKIP_MDS_QUERY": "1", "TPU_ACCELERATOR_TYPE": "v5litepod-16", "TPU_WORKER_HOSTNAMES": "localhost"}
+    absent = {
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+        "TPU_SKIP_MDS_QUERY": "1",
+        "TPU_ACCELERATOR_TYPE": "v5litepod-16",
+        "TPU_WORKER_HOSTNAMES": "localhost",
+    }
     os.environ.update({"JAX_PLATFORMS": "cpu", **absent, **quiet})
 
 
