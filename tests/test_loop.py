@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 
 import numpy as np
 import pytest
 import tiny
 
-from radit_jax import logbook, sharding
+from radit_jax import logbook, preemption, sharding
 from radit_jax.checkpoint import Checkpoints, load_params, save_params
 from radit_jax.training import loop
 
@@ -38,17 +40,26 @@ class Mortal:
         self.data.set_state(state)
 
 
+class Signalled(Mortal):
+    """Batches before the last of which the machine gives notice."""
+
+    def __next__(self):
+        if self.left == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return super().__next__()
+
+
 def evaluate(params, step):
     return {"validation_size": float(sum(np.abs(leaf).sum() for leaf in tiny.leaves(params).values()))}
 
 
-def train(kind: str, folder, last: int | None = None, evaluate=evaluate):
+def train(kind: str, folder, last: int | None = None, evaluate=evaluate, ending=Mortal):
     """A run with everything new but the folder and the compiled step."""
     state, step, data, micro_axis = {
         "lm": lambda: (tiny.lm_state(), tiny.lm_step(), tiny.lm_data(), True),
         "lsr": lambda: (tiny.lsr_state(), tiny.lsr_step(), tiny.lsr_data(), False),
     }[kind]()
-    data = data if last is None else Mortal(data, last)
+    data = data if last is None else ending(data, last)
     place = loop.placer(sharding.make_mesh(1, 1), micro_axis, rows=4)
     return loop.run(kind, step, state, data, folder, OPTIONS, place=place, evaluate=evaluate)
 
@@ -110,6 +121,66 @@ def test_a_finished_run_is_not_trained_again(unkilled, capsys):
         np.testing.assert_array_equal(array, expected[path])
 
 
+# -- notice is given ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def listening():
+    """SIGTERM is a notice for the length of a test."""
+    before = signal.getsignal(signal.SIGTERM)
+    preemption.install()
+    yield
+    preemption.install()  # no notice is left for the next test
+    signal.signal(signal.SIGTERM, before)
+
+
+def equal(state, expected) -> None:
+    found = tiny.leaves(state)
+    for path in expected:
+        np.testing.assert_array_equal(found[path], expected[path], err_msg=path)
+
+
+def test_sigterm_waits_for_the_step_saves_it_and_the_rest_is_trained_later(unkilled, tmp_path, listening):
+    kind, folder, expected, _ = unkilled
+    with pytest.raises(preemption.Preempted):
+        train(kind, tmp_path, last=5, ending=Signalled)  # 5 is between two checkpoints
+    saved = Checkpoints(tmp_path / "checkpoints")
+    assert saved.latest == 5
+    saved.close()
+    preemption.install()  # the next process
+    state, _ = train(kind, tmp_path)
+    equal(state, expected)
+    assert written(tmp_path) == written(folder)
+
+
+def test_sigterm_ends_an_evaluation_at_once_and_costs_no_step(unkilled, tmp_path, listening):
+    kind, folder, expected, _ = unkilled
+
+    def signalled(params, step):
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise AssertionError("went on")
+
+    with pytest.raises(preemption.Preempted):
+        train(kind, tmp_path, evaluate=signalled)
+    preemption.install()
+    state, _ = train(kind, tmp_path)
+    equal(state, expected)
+    assert written(tmp_path) == written(folder)
+
+
+def test_a_held_notice_is_heard_behind_the_block(listening):
+    told = []
+    with pytest.raises(preemption.Preempted):
+        with preemption.hold() as asked:
+            told.append(asked())
+            os.kill(os.getpid(), signal.SIGTERM)
+            told.append(asked())
+    assert told == [False, True]
+    with pytest.raises(preemption.Preempted):
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise AssertionError("went on")
+
+
 # -- what a kill leaves ----------------------------------------------------------------------------------------------------------
 
 
@@ -130,6 +201,41 @@ def test_unfinished_checkpoints_and_torn_lines_are_ignored(tmp_path):
     for path, array in tiny.leaves(straight).items():
         np.testing.assert_array_equal(tiny.leaves(resumed)[path], array)
     assert written(tmp_path / "run") == written(tmp_path / "straight")
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(bytes(content))
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize("damage", [flip, cut, os.unlink], ids=["a flipped bit", "cut short", "gone"])
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(unkilled, tmp_path, capsys, damage):
+    kind, folder, expected, _ = unkilled
+    with pytest.raises(Killed):
+        train(kind, tmp_path, 5)
+    files = [path for path in (tmp_path / "checkpoints" / "4").rglob("*") if path.is_file()]
+    damage(max(files, key=lambda path: path.stat().st_size))  # the arrays
+    state, _ = train(kind, tmp_path)
+    said = capsys.readouterr().err
+    assert "checkpoints/4 is damaged" in said and "going on from step 3" in said
+    equal(state, expected)
+    assert written(tmp_path) == written(folder)
+
+
+def test_without_a_whole_checkpoint_training_begins_anew(unkilled, tmp_path, capsys):
+    kind, _, expected, _ = unkilled
+    with pytest.raises(Killed):
+        train(kind, tmp_path, 5)
+    for step in ("3", "4"):
+        flip(max((tmp_path / "checkpoints" / step / "state").rglob("*"), key=lambda path: path.is_file() * path.stat().st_size))
+    state, _ = train(kind, tmp_path)
+    assert capsys.readouterr().err.count("is damaged") == 2
+    equal(state, expected)
 
 
 def test_only_the_last_checkpoints_are_kept(unkilled):
