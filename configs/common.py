@@ -27,6 +27,7 @@ def base() -> ConfigDict:
     c.lm.checkpoint = SMOLLM2  # folder, .gguf file, Hub id or package:module/file
     c.lm.dtype = "bfloat16"  # compute dtype; sums are float32
     c.lm.max_tokens = 512  # longest prompt in scoring and answering; longer passages are cut
+    c.lm.attention = "auto"  # auto (the platform's flash kernel, if it has one) | reference | splash (TPU) | triton (GPU)
     c.lm.remat = "full"  # none | full | dots: what the backward pass computes twice; "full" is the fastest on CPUs too, and the leanest
 
     c.retriever = ConfigDict()
@@ -39,7 +40,10 @@ def base() -> ConfigDict:
     c.retriever.max_passage_tokens = 256
     c.retriever.max_query_tokens = 64
     c.retriever.batch_tokens = 8192  # tokens of one embedding call
-    c.retriever.index = "auto"  # exact | scann | auto: exact below 20,000 passages
+    c.retriever.vector_dtype = "float32"  # float32 | bfloat16 | float16, on disk and in exact search; scores are float32 in any case
+    c.retriever.index = "auto"  # exact | approx (approx_max_k on accelerators) | scann | auto: exact below 20,000 passages, then scann
+    c.retriever.approx_recall = 0.95  # what approx aims at
+    c.retriever.index_parts = 0  # ScaNN indexes side by side; 0: one a process, none above 4 million vectors
 
     c.corpus = ConfigDict()
     c.corpus.source = "invented:passages=1500,seed=0"  # jsonl(.gz), a folder of .txt/.md, or invented:passages=N,seed=S
@@ -142,6 +146,7 @@ def nq_wiki(c: ConfigDict) -> ConfigDict:
 def llama_65b(c: ConfigDict) -> ConfigDict:
     """The paper's LM-ft: LLaMA 65B, rows of 2048 tokens, 128 rows a batch (data, checkpoint and mesh are yours to give)."""
     c.lm.checkpoint = "huggyllama/llama-65b"
+    c.lm.attention = "auto"  # auto (the platform's flash kernel, if it has one) | reference | splash (TPU) | triton (GPU)
     c.lm.remat = "full"
     c.lm.max_tokens = 2048
     c.lm_ft.passages = 3  # k~

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
+import os
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +21,7 @@ from radit_jax.logbook import say
 from radit_jax.types import PyTree, TrainState
 
 SUMS = "sums-{index}-of-{count}.json"  # {file: [bytes, CRC-32]}: Orbax itself reads a flipped bit of an array without noticing
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS, errno.EIO)  # what goes wrong with one
 READ = 1 << 22  # bytes summed at a time
 
 
@@ -156,10 +159,10 @@ def _naming(path: Path) -> Iterator[None]:
     """A write that failed (a full disk, a lost permission) is an OSError that names the path; what was there before is still there."""
     try:
         yield
-    except OSError as error:
-        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
-    except Exception as error:  # TensorStore reports the disk's errors as ValueError
-        raise OSError(f"{path}: the checkpoint cannot be written ({str(error).splitlines()[0][:300]})") from error
+    except Exception as error:  # TensorStore reports the disk's errors as ValueError, in sentences of its own
+        code = error.errno if isinstance(error, OSError) else next((code for code in DISK if os.strerror(code) in str(error)), errno.EIO)
+        reason = os.strerror(code) if code in DISK else str(error).splitlines()[0][:300]
+        raise OSError(code, f"the checkpoint cannot be written: {reason}", str(path)) from error
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,7 @@ def _keep_stdout_for_answers() -> None:
 
 def run(main: Callable[[list[str]], int | None]) -> None:
     """Runs `main(positional arguments)`; errors of a person become one line on stderr and exit 2, failures one line and exit 1."""
-    logging.set_verbosity(logging.ERROR)  # orbax and grain report every array at INFO
+    logging.set_verbosity(logging.FATAL)  # orbax and grain report every array at INFO, and every error in each of their threads
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     given = any(re.match(r"--?config(=|$)", argument) for argument in sys.argv[1:])
     default = [f"--config={ROOT / DEFAULT_CONFIG}"] if "config" in flags.FLAGS and not given else []
@@ -94,12 +95,20 @@ def guarded(main: Callable[[list[str]], int | None], arguments: list[str]) -> in
     except InputError as error:
         code = _fail(str(error), BAD_INPUT)
     except (TrainingDiverged, OSError, MemoryError) as error:
-        code = _fail(f"{type(error).__name__}: {error}", FAILED)
+        where = f" (in {flags.FLAGS.workdir or 'the workdir'})" if isinstance(error, OSError) and not error.filename else ""
+        code = _fail(f"{type(error).__name__}: {error}{where}", FAILED)
     except KeyboardInterrupt:
         code = _fail("stopped; the same command goes on from here", FAILED)
     except preemption.Preempted:
         print("preempted: the same command goes on from here", file=sys.stderr, flush=True)
         code = 0
+    except Exception as error:
+        if distributed.count() == 1:
+            raise
+        if "JaxRuntimeError" not in type(error).__name__:
+            traceback.print_exc()
+        reason = str(error).strip().partition("\n")[0][:200]
+        code = _fail(f"process {distributed.index()}: {reason} (another process may be gone; the same command goes on from here)", FAILED)
     distributed.leave(code)
     return code
 

@@ -34,6 +34,7 @@ from radit_jax.evaluation import evaluate
 from radit_jax.inference.ensemble import Ensemble
 from radit_jax.inference.score import Scorer, score_retrieval
 from radit_jax.logbook import say
+from radit_jax.models import flash
 from radit_jax.retrieval import embed, retrieve, scann, search
 from radit_jax.retrieval.encode import encoding
 from radit_jax.retrieval.vectors import Vectors, open_vectors
@@ -97,7 +98,7 @@ class Pipeline:
     def _vectors_artifact(self) -> Artifact:
         c = self.config.retriever
         made_from = {"passages": self.passages.fingerprint, "encoder": self.inputs["retriever.document_encoder"]}
-        made_from |= {key: c[key] for key in ("pooling", "normalize", "dtype", "max_passage_tokens")}
+        made_from |= {key: c[key] for key in ("pooling", "normalize", "dtype", "vector_dtype", "max_passage_tokens")}
 
         def write(folder: Path) -> dict[str, Any]:
             mesh = sharding.local_mesh(self.mesh)
@@ -108,6 +109,7 @@ class Pipeline:
                 folder,
                 batch_tokens=c.batch_tokens,
                 max_tokens=c.max_passage_tokens,
+                dtype=c.vector_dtype,
                 min_rows=mesh.size,
             )
 
@@ -115,13 +117,14 @@ class Pipeline:
 
     @functools.cached_property
     def searcher(self) -> search.Searcher:
-        kind = self.config.retriever.index
+        c = self.config.retriever
+        kind = c.index
         if kind == "auto":
             kind = "scann" if len(self.store) >= SCANN_FROM else "exact"
         if kind != "scann":
-            return search.make_searcher(kind, self.vectors, mesh=self.mesh)
-        made_from = {"vectors": self._vectors_artifact.fingerprint, "parts": 0}
-        index = self._stage("index", made_from, lambda folder: scann.build_index(folder, self.vectors))
+            return search.make_searcher(kind, self.vectors, mesh=self.mesh, recall=c.approx_recall)
+        made_from = {"vectors": self._vectors_artifact.fingerprint, "parts": c.index_parts}
+        index = self._stage("index", made_from, lambda folder: scann.build_index(folder, self.vectors, parts=c.index_parts))
         return scann.ScannSearcher.load(index.path, self.vectors)
 
     # -- questions → examples → passages --------------------------------------------------------------------------------------------------
@@ -164,7 +167,7 @@ class Pipeline:
         """The k passages of each example, found once by the untuned or the tuned query encoder."""
         made_from = {
             "vectors": self._vectors_artifact.fingerprint,
-            "index": self.config.retriever.index,
+            "index": {key: self.config.retriever[key] for key in ("index", "index_parts", "approx_recall")},
             "queries": digest([(e.id, e.query, e.exclude) for e in examples]),
             "query_encoder": self.tuned_retriever.fingerprint if tuned else self.inputs["retriever.query_encoder"],
             "k": k,
@@ -199,7 +202,7 @@ class Pipeline:
         }
 
         def write(folder: Path) -> dict[str, Any]:
-            scorer = Scorer(self.lm(False), batch_tokens=self.config.scoring.batch_tokens)
+            scorer = Scorer(self.lm(False), batch_tokens=self.config.scoring.batch_tokens, mesh=self.mesh)
             return score_retrieval(scorer, InstanceMaker(self.tokenizer, self.config.lm.max_tokens), retrieval, folder)
 
         return self._stage(f"lm_scores-{name}", made_from, write), retrieval
@@ -223,8 +226,7 @@ class Pipeline:
 
         def write(folder: Path) -> dict[str, Any]:
             self._loaded = None  # the copy for answering makes room for the one in training
-            place = sharding.placer(self.mesh, sharding.LM_RULES)
-            lm = load_lm(self.config.lm.checkpoint, dtype=self.config.lm.dtype, remat=self.config.lm.remat, place=place)
+            lm = self._load_lm(self.config.lm.dtype, remat=self.config.lm.remat)
             return tune.lm(lm, self.tokenizer, examples, retrieval, folder, c, mesh=self.mesh, seed=self.config.seed)
 
         return self._stage("lm_ft", made_from, write)
@@ -275,7 +277,7 @@ class Pipeline:
             dtype = "float32" if full_precision else self.config.lm.dtype
             if tuned:
                 tuned_params = self.tuned_lm.path / tune.PARAMS  # trained first, so that no two LMs are in memory
-            lm = load_lm(self.config.lm.checkpoint, dtype=dtype, param_dtype=dtype, place=sharding.placer(self.mesh, sharding.LM_RULES))
+            lm = self._load_lm(dtype, param_dtype=dtype)
             if tuned:
                 nnx.update(lm, load_params(tuned_params, nnx.state(lm)))
             self._loaded = (tuned, lm)
@@ -293,15 +295,21 @@ class Pipeline:
     def ensemble(self, tuned: bool) -> Ensemble:
         c = self.config.evaluate
         maker = InstanceMaker(self.tokenizer, self.config.lm.max_tokens)
-        return Ensemble(self.lm(tuned), maker, batch_tokens=c.batch_tokens, max_new_tokens=c.max_new_tokens)
+        return Ensemble(self.lm(tuned), maker, batch_tokens=c.batch_tokens, max_new_tokens=c.max_new_tokens, mesh=self.mesh)
+
+    def _load_lm(self, dtype: str, **kinds: str) -> nnx.Module:
+        c, mesh = self.config.lm, self.mesh
+        attention = flash.kernel_for(mesh.devices.flat[0].platform, c.attention)
+        place, check = sharding.placer(mesh, sharding.LM_RULES), functools.partial(sharding.check_lm, mesh)
+        return load_lm(c.checkpoint, dtype=dtype, attention=attention, place=place, check=check, **kinds)
 
     def _load_encoder(self, name: str, dtype: str, mesh: Mesh) -> nnx.Module:
         c = self.config.retriever
         if c.normalize not in ("auto", "yes", "no"):
             raise InputError(f"retriever.normalize is {c.normalize!r}, expected auto, yes or no")
         normalize = {"auto": None, "yes": True, "no": False}[c.normalize]
-        place = sharding.placer(mesh, sharding.ENCODER_RULES)
-        return load_encoder(name, pooling=c.pooling or None, normalize=normalize, dtype=dtype, place=place)
+        place, check = sharding.placer(mesh, sharding.ENCODER_RULES), functools.partial(sharding.check_encoder, mesh)
+        return load_encoder(name, pooling=c.pooling or None, normalize=normalize, dtype=dtype, place=place, check=check)
 
     def has(self, stage: str) -> bool:
         """Whether this workdir holds the whole artifact of a stage, of any settings."""
@@ -330,8 +338,7 @@ class Pipeline:
             options = evaluate.EvaluateOptions(k=c.k, level=c.level, score_scale=self.config.retriever.score_scale)
             retrieved = None if found is None else list(found[1])
             answers, facts = evaluate.answer_all(name, self.ensemble(lm_tuned), self.test_examples, retrieved, options)
-            if distributed.leads():
-                evaluate.write_row(folder, name, self.test_examples, answers, retrieved)
+            evaluate.write_row(folder, name, self.test_examples, answers, retrieved)
             return facts
 
         return self._stage(f"row-{name.replace(' ', '_')}", made_from, write)

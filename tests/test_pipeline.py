@@ -1,128 +1,111 @@
-"""All stages on tiny checkpoints, as a person runs them: end to end, skipped when done, killed in every stage, exported and asked."""
+"""All stages on tiny checkpoints, as a person runs them: end to end, skipped when done, stopped in every stage, exported and asked."""
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
-import sys
 from pathlib import Path
 
+import processes
 import pytest
-import tiny
 from conftest import ROOT
+from torture import command, differences, export_models, results, torture
 
-from radit_jax.weights.export import export_encoder, export_lm
-
-ENV = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "PYTHONPATH": str(ROOT), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-# Where each stage is killed: as soon as this is there.
-KILLS = (
-    "passages-*.partial",
-    "vectors-*.partial",
-    "retrieved-train-*.partial",
-    "lm_scores-train-*.partial",
-    "lsr_ft-*.partial/checkpoints/2",
-    "lm_ft-*.partial/checkpoints/4",
-    "row-both-*.partial",
+SETTINGS = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+# Where each stage is stopped and how: as soon as this is there.
+STOPS = (
+    ("passages-*.partial", signal.SIGKILL),
+    ("vectors-*.partial", signal.SIGTERM),
+    ("retrieved-train-*.partial", signal.SIGKILL),
+    ("lm_scores-train-*.partial", signal.SIGTERM),
+    ("lsr_ft-*.partial/checkpoints/2", signal.SIGKILL),
+    ("lsr_ft-*.partial/checkpoints/4", signal.SIGTERM),
+    ("lm_ft-*.partial/metrics.jsonl", signal.SIGTERM),
+    ("lm_ft-*.partial/checkpoints/4", signal.SIGKILL),
+    ("row-both-*.partial", signal.SIGTERM),
 )
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory) -> Path:
-    ENV["JAX_COMPILATION_CACHE_DIR"] = str(tmp_path_factory.mktemp("compiled"))  # each program is compiled once for all the runs here
-    folder = tmp_path_factory.mktemp("models")
-    export_lm(tiny.lm(), tiny.tokenizer(), folder / "lm")
-    export_encoder(tiny.encoder(), tiny.tokenizer(), folder / "encoder")
-    return folder
+    SETTINGS["JAX_COMPILATION_CACHE_DIR"] = str(tmp_path_factory.mktemp("compiled"))  # each program is compiled once for all the runs here
+    return export_models(tmp_path_factory.mktemp("models"))
 
 
-def command(models: Path, workdir: Path, script: str = "train", *extra: str) -> list[str]:
-    fields = {
-        "lm.checkpoint": models / "lm",
-        "lm.dtype": "float32",
-        "lm.max_tokens": 512,
-        "retriever.query_encoder": models / "encoder",
-        "retriever.document_encoder": models / "encoder",
-        "retriever.dtype": "float32",
-        "retriever.max_passage_tokens": 32,
-        "retriever.max_query_tokens": 32,
-        "corpus.source": "invented:passages=68,seed=1",
-        "train.limit": 24,
-        "test.limit": 6,
-        "retrieval.k": 4,
-        "evaluate.k": 2,
-        "evaluate.max_new_tokens": 4,
-        "lm_ft.row_length": 512,
-        "lm_ft.rows": 2,
-        "lm_ft.steps": 6,
-        "lm_ft.checkpoint_every": 2,
-        "lsr_ft.batch": 6,
-        "lsr_ft.epochs": 2,
-        "lsr_ft.checkpoint_every": 2,
-        "lsr_ft.validate_every": 2,
-        "lsr_ft.completion_share": 0.25,
-        "lsr_ft.completion_examples": 8,
-        "lsr_ft.completion_tokens": 40,
-        "lsr_ft.completion_min_tokens": 60,
-    }
-    flags = [f"--config.{field}={value}" for field, value in fields.items()]
-    return [sys.executable, str(ROOT / "launch" / f"{script}.py"), f"--workdir={workdir}", *flags, *extra]
+def start(arguments: list[str]) -> subprocess.Popen:
+    return processes.start(arguments, 1, **SETTINGS)[0]
 
 
-def finish(arguments: list[str]) -> subprocess.CompletedProcess:
-    done = subprocess.run(arguments, capture_output=True, text=True, cwd=ROOT, env=ENV, timeout=500)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done
+def finish(arguments: list[str]) -> tuple[str, str]:
+    """stdout and stderr of a run that must succeed."""
+    ((code, stdout, stderr),) = processes.finish([start(arguments)])
+    assert code == 0, stderr[-3000:]
+    return stdout, stderr
 
 
 @pytest.fixture(scope="module")
 def undisturbed(models, tmp_path_factory) -> Path:
     workdir = tmp_path_factory.mktemp("undisturbed")
-    done = finish(command(models, workdir))
+    stdout, _ = finish(command(models, workdir))
     for name in ("no retrieval", "neither tuned", "R-ft only", "LM-ft only", "both"):
-        assert name in done.stdout
+        assert name in stdout
     return workdir
 
 
-def results(workdir: Path) -> dict[str, object]:
-    """Everything that must be the same: losses of every step, scores, answers."""
-    found: dict[str, object] = {}
-    for path in sorted(workdir.glob("*/answers.json")):
-        found[str(path.relative_to(workdir))] = json.loads(path.read_text())
-    for path in sorted(workdir.glob("*/metrics.jsonl")):
-        lines = [json.loads(line) for line in path.read_text().splitlines()]
-        found[str(path.relative_to(workdir))] = [{k: v for k, v in line.items() if k != "time"} for line in lines]
-    for path in sorted(workdir.glob("lm_scores-*/*.npy")):
-        found[str(path.relative_to(workdir))] = path.read_bytes()
-    return found
-
-
 def test_a_second_run_makes_nothing(models, undisturbed):
-    done = finish(command(models, undisturbed))
-    assert ": making" not in done.stderr and "both: already there" in done.stderr
+    _, stderr = finish(command(models, undisturbed))
+    assert ": making" not in stderr and "both: already there" in stderr
 
 
-def test_killed_in_every_stage_it_ends_where_the_undisturbed_run_ends(models, undisturbed, tmp_path):
-    for pattern in KILLS:
-        process = subprocess.Popen(command(models, tmp_path), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT, env=ENV)
+def test_stopped_in_every_stage_it_ends_where_the_undisturbed_run_ends(models, undisturbed, tmp_path):
+    for pattern, how in STOPS:
+        process = start(command(models, tmp_path))
         while process.poll() is None and not any(tmp_path.glob(pattern)):
             try:
                 process.wait(timeout=0.002)
             except subprocess.TimeoutExpired:
                 continue
         assert process.returncode is None, f"the run ended before {pattern} was seen"
-        process.kill()
-        process.wait()
+        process.send_signal(how)
+        ((code, _, stderr),) = processes.finish([process])
+        if how == signal.SIGTERM:
+            assert code == 0 and "preempted" in stderr and "Traceback" not in stderr, (pattern, stderr[-2000:])
     finish(command(models, tmp_path))
     assert not list(tmp_path.glob("*.partial"))
-    assert results(tmp_path) == results(undisturbed)
+    assert differences(results(tmp_path), results(undisturbed)) == []
+
+
+def test_two_processes_are_killed_at_random_and_end_where_two_undisturbed_ones_end(tmp_path):
+    assert torture(tmp_path, kills=2, count=2) == 0
+
+
+def test_a_full_disk_is_named_and_nothing_is_lost(models, undisturbed, tmp_path):
+    """In every stage that a small disk reaches; with room again, the same command ends where the undisturbed run ends."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk], capture_output=True).returncode:
+        pytest.skip("a small disk to fill needs the right to mount a tmpfs")
+    try:
+        for size in ("64k", "250k", "450k"):
+            subprocess.run(["mount", "-o", f"remount,size={size}", disk], check=True)
+            ((code, _, stderr),) = processes.finish([start(command(models, disk / "w"))])
+            lines = [line for line in stderr.splitlines() if line.startswith("error:")]
+            assert code == 1 and len(lines) == 1 and "Traceback" not in stderr, (size, stderr[-2000:])
+            assert os.strerror(28) in lines[0] and str(disk) in lines[0], lines
+        subprocess.run(["mount", "-o", "remount,size=64m", disk], check=True)
+        finish(command(models, disk / "w"))
+        assert differences(results(disk / "w"), results(undisturbed)) == []
+    finally:
+        subprocess.run(["umount", disk], check=True)
 
 
 def test_a_workdir_is_asked_evaluated_and_exported_with_the_config_that_made_it(undisturbed, tmp_path):
-    def short(script: str, *extra: str) -> subprocess.CompletedProcess:
-        return finish([sys.executable, str(ROOT / "launch" / f"{script}.py"), f"--workdir={undisturbed}", *extra])
+    def short(script: str, *extra: str) -> str:
+        return finish([str(ROOT / "launch" / f"{script}.py"), f"--workdir={undisturbed}", *extra])[0]
 
-    assert len(json.loads(short("ask", "who?", "--json").stdout)["passages"]) == 2
+    assert len(json.loads(short("ask", "who?", "--json"))["passages"]) == 2
     short("evaluate", f"--output={tmp_path / 'eval.json'}")
     rows = json.loads((tmp_path / "eval.json").read_text())["rows"]
     assert [row["name"] for row in rows] == ["no retrieval", "neither tuned", "R-ft only", "LM-ft only", "both"]
@@ -136,7 +119,7 @@ def test_a_workdir_is_asked_evaluated_and_exported_with_the_config_that_made_it(
 
 def test_a_diverged_loss_stops_with_the_step_and_the_examples(models, tmp_path):
     flags = ["--config.goal=lm_ft", "--config.lm_ft.optimizer.peak_lr=1e30", "--config.lm_ft.optimizer.warmup_steps=0"]
-    done = subprocess.run(command(models, tmp_path, "train", *flags), capture_output=True, text=True, cwd=ROOT, env=ENV, timeout=500)
-    assert done.returncode == 1
-    line = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    ((code, _, stderr),) = processes.finish([start(command(models, tmp_path, "train", *flags))])
+    assert code == 1
+    line = [line for line in stderr.splitlines() if line.startswith("error:")]
     assert len(line) == 1 and "step" in line[0] and "invented1-" in line[0] and "last good checkpoint" in line[0]

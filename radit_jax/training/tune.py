@@ -53,6 +53,7 @@ def lm(
     graphdef, params = nnx.split(model)
     tx = make_optimizer(OptimizerOptions(**c.optimizer.to_dict()), c.steps)
     state, step = steps.begin(steps.lm_step, graphdef, tx, params, mesh, sharding.LM_RULES)
+    say(sharding.table(state))
     state, facts = loop.run(
         "lm_ft",
         step,
@@ -101,6 +102,7 @@ def query_encoder(
     graphdef, params = nnx.split(model)
     tx = make_optimizer(OptimizerOptions(**c.optimizer.to_dict()), total)
     state, step = steps.begin(steps.lsr_step, graphdef, tx, params, mesh, sharding.ENCODER_RULES, options=options)
+    say(sharding.table(state))
     validate = _Validation(graphdef, tokenizer, held_out, searcher, store, max_query_tokens, folder, mesh)
     if held_out:
         say("lsr_ft: untuned " + " ".join(f"{key} {value:.4f}" for key, value in validate.measure(state.params).items()))
