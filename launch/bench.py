@@ -12,6 +12,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterable
 
 from absl import flags
 
@@ -26,6 +27,7 @@ REPETITIONS = flags.DEFINE_integer("repetitions", 3, "Counted runs of each side,
 VECTORS = flags.DEFINE_integer("vectors", 100_000, "search: vectors.", lower_bound=10)
 DIM = flags.DEFINE_integer("dim", 384, "search: dimension of the vectors.", lower_bound=1)
 QUERIES = flags.DEFINE_integer("queries", 1_000, "search: queries.", lower_bound=1)
+INDEXES = flags.DEFINE_list("indexes", ["exact", "scann"], "search: exact, scann or both.")
 PASSAGES = flags.DEFINE_list("passages", ["100000", "1000000"], "memory: invented passages, smallest first.")
 JSON = flags.DEFINE_bool("json", False, "Print JSON.")
 
@@ -50,12 +52,12 @@ def against_torch(kind: str) -> list[str]:
     return [json.dumps(result) if JSON.value else contest.text([result])]
 
 
-def search(kind: str) -> list[str]:
+def search(kind: str) -> Iterable[str]:
     from radit_jax import bench_search
 
     sizes = VECTORS.value, DIM.value, QUERIES.value
-    results = bench_search.bench(*sizes, repetitions=REPETITIONS.value, peer_python=PEER_PYTHON.value)
-    return [json.dumps(result) for result in results] if JSON.value else [bench_search.text(results)]
+    results = bench_search.bench(*sizes, kinds=INDEXES.value, repetitions=REPETITIONS.value, peer_python=PEER_PYTHON.value)
+    return map(json.dumps if JSON.value else bench_search.text, results)
 
 
 def memory(kind: str) -> list[str]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +32,19 @@ CHUNK = 16_384  # vectors made or scored at a time
 SCRIPT = "faiss_peer.py"
 
 
-def bench(count: int, dim: int, queries: int, *, repetitions: int, peer_python: str | None, seed: int = 0) -> list[dict[str, Any]]:
-    """Two results in the form of `contest.compare`: exact search against faiss flat, ScaNN against faiss IVF-PQ. InputError as there."""
+def bench(
+    count: int,
+    dim: int,
+    queries: int,
+    *,
+    repetitions: int,
+    peer_python: str | None,
+    kinds: Sequence[str] = ("exact", "scann"),
+    seed: int = 0,
+) -> Iterator[dict[str, Any]]:
+    """Yields a result of each kind in the form of `contest.compare`: exact search against faiss flat, ScaNN against faiss IVF-PQ."""
+    if unknown := [kind for kind in kinds if kind not in ("exact", "scann")]:
+        raise InputError(f"bench search: index {unknown[0]!r}, expected exact or scann")
     if min(count, dim, queries) < 1 or count < K:
         raise InputError(f"bench search: {count} vectors of {dim} and {queries} queries, expected at least {K}, 1 and 1")
     with tempfile.TemporaryDirectory(prefix="bench") as folder:
@@ -45,14 +56,13 @@ def bench(count: int, dim: int, queries: int, *, repetitions: int, peer_python: 
         del vectors_NxE
         vectors = Vectors([np.load(files["vectors"], mmap_mode="r")])
         contests = {
-            "search exact": (lambda: ExactSearcher(vectors, make_mesh()), "flat"),
-            "search scann": (lambda: ScannSearcher(vectors), "ivfpq"),
+            "exact": (lambda: ExactSearcher(vectors, make_mesh()), "flat"),
+            "scann": (lambda: ScannSearcher(vectors), "ivfpq"),
         }
-        return [
-            _against(kind, make, index, files, query_BxE, truth_BxK, repetitions=repetitions, peer_python=peer_python)
-            | {"vectors": count, "dim": dim, "queries": queries, "k": K}
-            for kind, (make, index) in contests.items()
-        ]
+        for kind in kinds:
+            how = (*contests[kind], files, query_BxE, truth_BxK)
+            result = _against(f"search {kind}", *how, repetitions=repetitions, peer_python=peer_python)
+            yield result | {"vectors": count, "dim": dim, "queries": queries, "k": K}
 
 
 def _against(
@@ -89,14 +99,11 @@ def _against(
     return contest.compare(kind, work, repetitions=repetitions, peer_python=peer_python) | about
 
 
-def text(results: Sequence[dict[str, Any]]) -> str:
-    """The results as people read them."""
-    lines = []
-    for result in results:
-        theirs = {key: value for key, value in (result.get("peer_about") or {}).items() if key != "ready"}
-        ours = f"{result['vectors']:,} vectors of {result['dim']}, recall@{K} {result['recall@10']:.4f}, built in {result['build_s']} s"
-        lines.append(f"{contest.text([result])}\n    {ours}; {theirs or 'no peer'}")
-    return "\n".join(lines)
+def text(result: dict[str, Any]) -> str:
+    """A result as people read it."""
+    theirs = {key: value for key, value in (result.get("peer_about") or {}).items() if key != "ready"}
+    ours = f"{result['vectors']:,} vectors of {result['dim']}, recall@{K} {result['recall@10']:.4f}, built in {result['build_s']} s"
+    return f"{contest.text([result])}\n    {ours}; {theirs or 'no peer'}"
 
 
 def mixture(count: int, dim: int, queries: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

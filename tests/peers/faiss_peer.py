@@ -18,9 +18,10 @@ import time
 import faiss
 import numpy as np
 
-TRAINING = 256_000  # vectors that lists and codes are learned from, as many as ours
+TRAINING = 128_000  # vectors that lists and codes are learned from: 64 a list at 10⁶ vectors, faiss asks for 39 or more
+TUNING = 250  # queries of a first look for the nprobe that reaches the recall
 NPROBE_STEP = 1.25
-K_FACTORS = (2, 4, 8, 16, 32)  # candidates scored again, in multiples of k
+K_FACTORS = (4, 8, 16, 32)  # candidates scored again, in multiples of k
 
 
 def main(path: str) -> None:
@@ -101,19 +102,23 @@ def tuned(factory: str, base: faiss.Index, refiner: faiss.Index, queries, truth,
         index = faiss.IndexRefine(base, refiner)
         index.k_factor = k_factor
 
-        def measured(nprobe: int, index=index, k_factor=k_factor) -> dict:
+        def measured(nprobe: int, count: int, index=index, k_factor=k_factor) -> dict:
             base.nprobe = nprobe
             began = time.perf_counter()
-            rows = index.search(queries, k)[1]
+            rows = index.search(queries[:count], k)[1]
             seconds = time.perf_counter() - began
             setting = {"base": base, "factory": factory, "k_factor": k_factor, "nprobe": nprobe}
-            return setting | {"seconds": seconds, "recall": recall_of(rows, truth)}
+            return setting | {"seconds": seconds, "recall": recall_of(rows, truth[:count])}
 
         low, high = 0, len(ladder) - 1  # recall grows with nprobe
         while low < high:
             middle = (low + high) // 2
-            low, high = (low, middle) if measured(ladder[middle])["recall"] >= wanted else (middle + 1, high)
-        found.append(measured(ladder[low]))
+            low, high = (low, middle) if measured(ladder[middle], TUNING)["recall"] >= wanted else (middle + 1, high)
+        setting = measured(ladder[low], len(queries))
+        while setting["recall"] < wanted and low + 1 < len(ladder):
+            low += 1
+            setting = measured(ladder[low], len(queries))
+        found.append(setting)
     return found
 
 
