@@ -16,13 +16,14 @@ ROWS = flags.DEFINE_list("rows", None, "Rows to make; default: those whose model
 
 def main(arguments: list[str]) -> None:
     command.no_more(arguments)
-    from radit_jax import table
+    from radit_jax import distributed, table
 
     pipeline = command.pipeline(CONFIG)
     if not Path(OUTPUT.value).absolute().parent.is_dir():
         raise command.InputError(f"--output {OUTPUT.value}: its folder is not there")
     value = table.make(pipeline, table.chosen(pipeline, ROWS.value))
-    artifacts.write_json(Path(OUTPUT.value), {"rows": value["rows"], "differences": value["differences"], "config": value["config"]})
+    if distributed.leads():
+        artifacts.write_json(Path(OUTPUT.value), {"rows": value["rows"], "differences": value["differences"], "config": value["config"]})
     print(table.text(value))
 
 

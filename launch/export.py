@@ -21,6 +21,7 @@ def main(arguments: list[str]) -> None:
     from radit_jax.weights.export import export_encoder, export_lm
 
     pipeline = command.pipeline(CONFIG)
+    command.alone()
     folder, retriever = Path(OUTPUT.value), pipeline.config.retriever
     lm_tuned, retriever_tuned = pipeline.has("lm_ft"), pipeline.has("lsr_ft")
     export_lm(pipeline.lm(lm_tuned, full_precision=True), pipeline.tokenizer, folder / "lm")

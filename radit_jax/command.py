@@ -60,6 +60,8 @@ def _join() -> None:
     if wanted:
         _keep_stdout_for_answers()
         distributed.join(cluster, flags.FLAGS.join_timeout)
+        if not distributed.leads():
+            sys.stdout = open(os.devnull, "w")  # all have the answers, one gives them
     preemption.install()
 
 
@@ -111,6 +113,14 @@ def guarded(main: Callable[[list[str]], int | None], arguments: list[str]) -> in
         code = _fail(f"process {distributed.index()}: {reason} (another process may be gone; the same command goes on from here)", FAILED)
     distributed.leave(code)
     return code
+
+
+def alone() -> None:
+    """For scripts whose work is one process's."""
+    from radit_jax import distributed
+
+    if distributed.count() > 1:
+        raise InputError(f"this script runs as one process, not as {distributed.count()}")
 
 
 def no_more(arguments: list[str]) -> None:

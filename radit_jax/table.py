@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from radit_jax import artifacts
+from radit_jax import artifacts, distributed
 from radit_jax.errors import InputError
 from radit_jax.evaluation import metrics, report
 from radit_jax.pipeline import ROWS, Pipeline
@@ -32,7 +32,8 @@ def make(pipeline: Pipeline, names: Sequence[str] = tuple(ROWS)) -> dict[str, An
             difference = metrics.paired_difference(per_question[after][metric], per_question[before][metric])
             differences.setdefault(f"{after} − {before}", {})[metric] = difference
     value = {"rows": rows, "differences": differences, "seconds": pipeline.seconds, "config": pipeline.config.to_dict()}
-    artifacts.write_json(pipeline.workdir / "table.json", value)
+    if distributed.leads():
+        artifacts.write_json(pipeline.workdir / "table.json", value)
     return value
 
 
