@@ -11,6 +11,7 @@ CONFIG = command.config_flag()
 def main(arguments: list[str]) -> None:
     command.no_more(arguments)
     pipeline = command.pipeline(CONFIG)
+    pipeline.check_batches()
     goal = pipeline.config.goal
     if goal == "lm_ft":
         print(pipeline.tuned_lm.path)

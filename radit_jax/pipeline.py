@@ -70,6 +70,14 @@ class Pipeline:
         self._loaded: tuple[bool, nnx.Module] | None = None
         self.inputs = inputs.claim(config, self.workdir)
 
+    def check_batches(self) -> None:
+        """InputError where the mesh does not divide a training batch: told before hours of retrieval and scores, not after."""
+        for field, rows in (("lm_ft.rows", self.config.lm_ft.rows), ("lsr_ft.batch", self.config.lsr_ft.batch)):
+            try:
+                sharding.rows_here(self.mesh, rows)
+            except InputError as error:
+                raise InputError(f"{field}: {error}") from None
+
     # -- corpus, vectors, index ---------------------------------------------------------------------------------------------------------
 
     @functools.cached_property
