@@ -19,7 +19,7 @@ from radit_jax.models.attention import FAR, Keys, attend, distances
 from radit_jax.models.lm import LM, LmConfig
 from radit_jax.weights.lm import abstract_lm
 
-T = 384  # three blocks
+T, SHORT = 384, 128  # tokens: three blocks, one
 LENGTHS = ((100, 170, 80, -34), (T,))  # packed instances across the blocks' border and padding; one instance alone
 SMALL = LmConfig(vocab_size=41, width=16, layers=2, heads=4, kv_heads=2, head_dim=16, mlp_width=24, rope_theta=100.0)
 GPU = any(device.platform == "gpu" for device in jax.devices())
@@ -120,19 +120,24 @@ def test_on_a_mesh_every_device_reads_its_own_rows_and_heads(shape, kernel):
 # -- in the LM --------------------------------------------------------------------------------------------------------------------------
 
 
+@functools.cache
+def weights():
+    """Enlarged, so that attention matters."""
+    return jax.jit(lambda: jax.tree.map(lambda p: p * 1.5, nnx.state(LM(SMALL, rngs=nnx.Rngs(0)))))()
+
+
 def lm(**changes):
-    graphdef, params = nnx.split(LM(dataclasses.replace(SMALL, **changes), rngs=nnx.Rngs(0)))
-    return graphdef, jax.tree.map(lambda p: p * 2, params)
+    return nnx.split(abstract_lm(dataclasses.replace(SMALL, **changes)))[0], weights()
 
 
 def tokens(*shape: int) -> jax.Array:
     return jnp.asarray(np.random.default_rng(1).integers(0, SMALL.vocab_size, shape), jnp.int32)
 
 
-def objective(graphdef, params):
-    """A number that every real token's hidden state moves."""
-    hidden = nnx.merge(graphdef, params).hidden(tokens(2, T), *rows())
-    return jnp.sum(jnp.sin(jnp.where((rows()[1] > 0)[..., None], hidden, 0)))
+def objective(graphdef, params, length=SHORT):
+    """A number that every hidden state of two rows moves."""
+    positions, segments = (x[:, :length] for x in rows())
+    return jnp.sum(jnp.sin(nnx.merge(graphdef, params).hidden(tokens(2, length), positions, segments)))
 
 
 def gradients(mesh=None, **changes):
@@ -152,16 +157,16 @@ def test_gradients_of_the_lm_with_remat_on_a_mesh_equal_the_references():
 
 
 def test_prefill_of_prompts_side_by_side_equals_the_references():
-    read_BxKxT, lengths_BxK = tokens(2, 3, 128), jnp.asarray([[128, 5, 77], [1, 64, 100]])
+    read_BxKxT, lengths_BxK = tokens(2, 3, SHORT), jnp.asarray([[SHORT, 5, 77], [1, 64, 100]])
 
     @functools.partial(jax.jit, static_argnums=0)
     def prefill(graphdef, params):
         model = nnx.merge(graphdef, params)
 
         def one(read_BxT, lengths_B):
-            hidden_BxTxD, cache = model.prefill(read_BxT, lengths_B, 128)
+            hidden_BxTxD, cache = model.prefill(read_BxT, lengths_B, SHORT)
             real_BxT = cache.positions_BxS >= 0
-            last = [x[-1].reshape(2, 128, -1) for x in (cache.k_LxBxSxGxh, cache.v_LxBxSxGxh)]
+            last = [x[-1].reshape(2, SHORT, -1) for x in (cache.k_LxBxSxGxh, cache.v_LxBxSxGxh)]
             return jnp.where(real_BxT[..., None], jnp.concatenate([hidden_BxTxD, *last], -1), 0)
 
         return {"hidden, keys, values": jax.vmap(one, in_axes=1)(read_BxKxT, lengths_BxK)}
@@ -202,7 +207,7 @@ def shapes(jaxpr) -> set[tuple[int, ...]]:
 def test_no_array_has_the_size_of_a_rows_scores(remat):
     def squares(attention: str) -> set[tuple[int, ...]]:
         graphdef, params = nnx.split(abstract_lm(dataclasses.replace(SMALL, attention=attention, remat=remat)))
-        jaxpr = jax.make_jaxpr(jax.grad(functools.partial(objective, graphdef)))(params)
+        jaxpr = jax.make_jaxpr(jax.grad(functools.partial(objective, graphdef, length=T)))(params)
         return {shape for shape in shapes(jaxpr.jaxpr) if shape.count(T) > 1}
 
     assert squares("splash") == squares("triton") == set()
