@@ -144,6 +144,12 @@ def lsr_data(*, batch: int = 4, seed: int = 0) -> batches.Batches:
     return batches.lsr_batches({"train": lsr_source()}, shares={"train": 1.0}, batch=batch, seed=seed)
 
 
+def on_mesh(model: nnx.Module, rules, mesh) -> nnx.Module:
+    """A copy of the model with its parameters where the rules say."""
+    graphdef, params = parts(model)
+    return nnx.merge(graphdef, jax.device_put(params, sharding.shardings(params, rules, mesh)))
+
+
 # -- compiled steps, one for each mesh and shared by all tests --------------------------------------------------------------------------
 
 

@@ -18,7 +18,12 @@ def on_mesh(graphdef: nnx.GraphDef, mesh: Mesh) -> Callable[[PyTree, np.ndarray,
     run = jax.jit(
         lambda params, tokens_BxT, mask_BxT: nnx.merge(graphdef, params)(tokens_BxT, mask_BxT), out_shardings=sharding.replicated(mesh)
     )
-    return lambda params, tokens_BxT, mask_BxT: run(params, sharding.put_rows(mesh, tokens_BxT), sharding.put_rows(mesh, mask_BxT))
+
+    def encode(params: PyTree, tokens_BxT: np.ndarray, mask_BxT: np.ndarray) -> jax.Array:
+        with jax.set_mesh(mesh):
+            return run(params, sharding.put_rows(mesh, tokens_BxT), sharding.put_rows(mesh, mask_BxT))
+
+    return encode
 
 
 def encoding(encoder: nnx.Module, mesh: Mesh) -> Callable[[np.ndarray, np.ndarray], jax.Array]:
