@@ -8,7 +8,21 @@ from radit_jax.planning.chips import GiB
 from radit_jax.planning.compiled import Cost
 from radit_jax.planning.topology import Topology
 
-HEAD = ("config", "slice", "chips", "mesh", "attention", "arguments", "temporaries", "of", "fits", "bound by", "rate", "run", "compiler")
+HEAD = (
+    "config",
+    "slice",
+    "chips",
+    "mesh",
+    "what",
+    "arguments",
+    "temporaries",
+    "of",
+    "fits",
+    "bound by",
+    "at most",
+    "run at least",
+    "compiler",
+)
 
 
 def text(topology: Topology, costs: Sequence[Cost]) -> str:
