@@ -236,7 +236,15 @@ def test_a_wrong_wish_is_one_line(flags, expected):
 
 @needs_libtpu
 def test_the_plan_of_search_counts_the_corpus_and_reads_it_once():
-    flags = ["--topology=v5e:2x2", "--programs=search", "--corpus=1000000", "--dim=128", "--json", "--quick"]
+    flags = [
+        "--topology=v5e:2x2",
+        "--config.retriever.vector_dtype=bfloat16",
+        "--programs=search",
+        "--corpus=1000000",
+        "--dim=128",
+        "--json",
+        "--quick",
+    ]
     done = call("--config=configs/lsr_ft.py:dragon_plus", *flags)
     assert done.returncode == 0 and done.stderr == "", done.stderr[-3000:]
     plan = json.loads(done.stdout)
@@ -254,7 +262,15 @@ def test_the_plan_of_search_counts_the_corpus_and_reads_it_once():
 
 @needs_libtpu
 def test_what_does_not_fit_is_said_with_its_bytes_and_the_smallest_slice_that_can():
-    flags = ["--topology=v6e:1x1", "--programs=search", "--corpus=40000000", "--dim=1024", "--json", "--quick"]
+    flags = [
+        "--topology=v6e:1x1",
+        "--config.retriever.vector_dtype=bfloat16",
+        "--programs=search",
+        "--corpus=40000000",
+        "--dim=1024",
+        "--json",
+        "--quick",
+    ]
     done = call("--config=configs/lsr_ft.py:dragon_plus", *flags)
     assert done.returncode == 0, done.stderr[-3000:]
     (found,) = json.loads(done.stdout)["programs"]

@@ -118,4 +118,5 @@ def _rows() -> Iterator[tuple[str, str, ConfigDict, Topology, dict[str, Any]]]:
         for where in map(topology.parse, SLICES):
             yield name, "lm_step", c, where, {}
     search = common.dragon_plus(common.base())
+    search.retriever.vector_dtype = "bfloat16"
     yield "search", "search", search, topology.parse("v5p-128"), {"corpus": CORPUS, "dim": 768}

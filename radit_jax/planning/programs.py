@@ -37,7 +37,7 @@ TARGET = 64  # tokens of a scored target: slots of a row in scoring
 class Settings:
     """What a plan needs beside the config."""
 
-    attention: str = "auto"  # auto: the kernel of the platform where it can read the rows | reference
+    attention: str = "auto"  # auto: what config.lm.attention says | reference
     corpus: int = 0  # passages to embed and search; 0: not said
     dim: int = 768  # of their vectors
 
@@ -144,14 +144,15 @@ def decode(c: ConfigDict, mesh: Mesh, settings: Settings) -> Program:
 
 
 def search(c: ConfigDict, mesh: Mesh, settings: Settings) -> Program:
-    """Exact search of one batch of queries over the whole corpus, its vectors in the encoder's compute dtype."""
+    """Exact (or approx) search of one batch of queries over the whole corpus, its vectors in the dtype that they are stored in."""
     if not settings.corpus:
         raise InputError("search: how many passages? (--corpus=399000000)")
     layout = exact.Layout.of(settings.corpus, mesh.size)
-    run = exact.top_k_program(mesh, layout, k=c.retrieval.k)
+    recall = c.retriever.approx_recall if c.retriever.index == "approx" else 0.0
+    run = exact.top_k_program(mesh, layout, k=c.retrieval.k, recall=recall)
     queries = jax.ShapeDtypeStruct((QUERIES, settings.dim), jnp.float32)
-    vectors = jax.ShapeDtypeStruct((layout.padded, settings.dim), jnp.dtype(c.retriever.dtype))
-    note = f"{settings.corpus:,} × {settings.dim} {c.retriever.dtype}, k = {c.retrieval.k}"
+    vectors = jax.ShapeDtypeStruct((layout.padded, settings.dim), jnp.dtype(c.retriever.vector_dtype))
+    note = f"{settings.corpus:,} × {settings.dim} {c.retriever.vector_dtype}, k = {c.retrieval.k}"
     return Program("search", mesh, run, (queries, vectors), QUERIES, "queries", note=note)
 
 
@@ -173,10 +174,10 @@ def _lm(c: ConfigDict, mesh: Mesh, settings: Settings, *, rows: int, param_dtype
     """The decoder with the attention that reads rows of this length on this platform."""
     config = shapes.lm_config(c.lm.checkpoint, dtype=c.lm.dtype, param_dtype=param_dtype, remat=remat)
     sharding.check_lm(mesh, config)
-    if settings.attention != "auto":
-        return dataclasses.replace(config, attention=settings.attention)
-    kernel = flash.choose(mesh.devices.flat[0].platform, config, rows, mesh.shape[MODEL])
-    return dataclasses.replace(config, attention=kernel)
+    wanted = c.lm.attention if settings.attention == "auto" else settings.attention
+    kernel = flash.kernel_for(mesh.devices.flat[0].platform, wanted)
+    reads = flash.REFERENCE if flash.obstacle(kernel, config, rows, mesh.shape[MODEL]) else kernel
+    return dataclasses.replace(config, attention=reads)
 
 
 def _attention(config: LmConfig) -> str:
