@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -99,3 +100,46 @@ def test_rows_of_a_batch_lie_on_the_data_axis():
     assert sorted(float(np.asarray(shard.data)[0, 0]) for shard in rows.addressable_shards) == [0, 2, 4, 6]
     everywhere = jax.device_put(jnp.arange(8.0), sharding.replicated(mesh))
     assert all(shard.data.shape == (8,) for shard in everywhere.addressable_shards)
+
+
+def test_batches_are_rounded_up_to_the_data_axis():
+    mesh = sharding.make_mesh(4, 2)
+    assert [sharding.whole_rows(mesh, rows) for rows in (0, 1, 4, 5)] == [4, 4, 4, 8]
+    with pytest.raises(InputError, match="a batch of 6 rows does not divide over the 4 devices"):
+        sharding.put_rows(mesh, np.zeros((6, 2)))
+
+
+@pytest.mark.parametrize(
+    ("shape", "changes", "message"),
+    [
+        ((1, 8), {}, "model axis is 8, which does not divide the LM's heads 4 (it may be 1, 2, 4)"),
+        ((1, 4), {"vocab_size": 50_257}, "model axis is 4, which does not divide the LM's vocabulary 50,257"),
+        ((1, 4), {"mlp_width": 50}, "MLP width 50"),
+        ((3, 1), {}, "data axis is 3, which does not divide the LM's width 32 (it may be 1, 2)"),
+        ((1, 4), {"heads": 12, "kv_heads": 6}, "model axis is 4, which does not divide the LM's 6 key-value heads"),
+    ],
+)
+def test_a_mesh_that_does_not_divide_the_lm_is_told(shape, changes, message):
+    with pytest.raises(InputError, match=re.escape(message)):
+        sharding.check_lm(sharding.make_mesh(*shape), dataclasses.replace(tiny.LM_CONFIG, **changes))
+
+
+def test_few_key_value_heads_and_odd_vocabularies_of_encoders_pass():
+    sharding.check_lm(sharding.make_mesh(2, 4), tiny.LM_CONFIG)  # two key-value heads over four devices
+    odd = dataclasses.replace(tiny.ENCODER_CONFIG, vocab_size=30_522)
+    sharding.check_encoder(sharding.make_mesh(2, 4), odd)
+    with pytest.raises(InputError, match="the encoder's heads 4"):
+        sharding.check_encoder(sharding.make_mesh(1, 8), odd)
+
+
+def test_the_table_says_what_lies_on_a_device():
+    lines = sharding.table(tiny.lm_state(2, 4)).splitlines()
+    cells = {line.split()[0]: line.split() for line in lines}
+    # (2, 32, 48) in float32, cut in two over "data" and in four over "model"
+    assert cells["blocks/mlp/gate/kernel"][1:] == ["2×32×48", "float32", "(–,", "data,", "model)", f"{2 * 32 * 48 * 4 // 8:,}"]
+    assert cells["final_norm/scale"][1:] == ["32", "float32", "(–)", "128"]
+    params = nnx.state(tiny.lm())
+    whole = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+    assert lines[-2].endswith(f" {whole:,} in all")
+    assert lines[-1].startswith("optimizer: ") and lines[-1].endswith(f" {2 * whole + 2 * 4:,} in all")  # two moments, two counters
+    assert len(lines) == 1 + len(jax.tree.leaves(params)) + 2
