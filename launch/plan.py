@@ -2,7 +2,7 @@
 
     python launch/plan.py --config=configs/lm_ft.py:llama_65b --topology=v5p:4x4x4 --config.mesh.data=8 --config.mesh.model=8
     python launch/plan.py --config=configs/lsr_ft.py:dragon_plus --topology=v5p-128 --programs=search --corpus=399000000
-    python launch/plan.py --table
+    python launch/plan.py --table=all --quick
 
 The mesh takes all chips: config.mesh.data of 1 (the default) or −1 is what config.mesh.model leaves.
 v5p-64 is Google's name, whose number counts TensorCores: 32 chips, the same as v5p:2x4x4.
