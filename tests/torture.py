@@ -143,19 +143,20 @@ def torture(folder: Path, kills: int, count: int) -> int:
     if wrong := differences(results(folder / "again"), expected):
         print(f"two undisturbed runs differ in {', '.join(wrong)}")
     stages: collections.Counter[str] = collections.Counter()
-    for number in range(1, kills + 1):
+    finished = 1
+    while stages.total() < kills and not wrong:
         after = random.uniform(0.1, 1.0) * seconds
         codes = run(command(models, workdir), count, cache, kill_after=after)
-        where = stage(workdir) if any(codes) else "finished before"
-        stages[where] += 1
-        print(f"kill {number:2} after {after:4.1f} s: {where}, exit codes {codes}", flush=True)
-        if not any(codes):  # begin anew, so that every kill meets work
-            if wrong := differences(results(workdir), expected):
-                break
-            workdir = workdir.with_name(f"killed-{number}")
+        if any(codes):
+            stages[stage(workdir)] += 1
+            print(f"kill {stages.total():2} after {after:4.1f} s: {stage(workdir)}, exit codes {codes}", flush=True)
+            continue
+        # The run was quicker than the kill: it is compared, and begun anew, so that every kill meets work.
+        finished, wrong = finished + 1, differences(results(workdir), expected)
+        workdir = workdir.with_name(f"killed-{finished}")
     run(command(models, workdir), count, cache)
     wrong = wrong or differences(results(workdir), expected)
-    print(f"killed in: {', '.join(f'{name} {times}' for name, times in stages.most_common())}")
+    print(f"killed in: {', '.join(f'{name} {times}' for name, times in stages.most_common())}; {finished} killed runs went on to their end")
     print(f"{len(expected) - len(wrong)} of {len(expected)} files are bit for bit those of the undisturbed run")
     print("".join(f"  not {name}\n" for name in wrong), end="")
     return len(wrong)

@@ -109,16 +109,11 @@ def mesh(topology: Topology, data: int, model: int) -> Any:
 
     `data` of −1 or 1 (which the configs say by default) takes all that `model` leaves; otherwise both must make up the number of chips.
     """
-    from jax.experimental import mesh_utils
-    from jax.sharding import AxisType, Mesh
-
-    from radit_jax.sharding import DATA, MODEL
+    from radit_jax.sharding import make_mesh
 
     chips = topology.chips
     if model < 1 or chips % model:
         raise InputError(f"config.mesh.model = {model} does not divide the {chips:,} chips of {topology.name}")
     if data not in (-1, 1, chips // model):
         raise InputError(f"mesh {data}×{model} has {data * model:,} devices, {topology.name} {chips:,}: config.mesh.data=-1 takes the rest")
-    # An axis of the mesh may be a part of an axis of the torus: 8×8 on 4×4×4.
-    places = mesh_utils.create_device_mesh((chips // model, model), devices(topology), allow_split_physical_axes=True)
-    return Mesh(places, (DATA, MODEL), axis_types=(AxisType.Auto, AxisType.Auto))
+    return make_mesh(chips // model, model, devices(topology))

@@ -19,6 +19,9 @@ from radit_jax import sharding
 from radit_jax.training import losses
 from radit_jax.types import LmBatch, LsrBatch, PyTree, TrainState
 
+# The TPU compiler would overlap gathers with partial products whose float32 sums, whole activations, go through memory each time:
+# six times the traffic of a LLaMA-7B step on 32 chips (launch/plan.py counts it).
+TPU_OPTIONS = {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"}
 Metrics = dict[str, jax.Array]
 Step = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
 
@@ -120,6 +123,7 @@ def compile_step(
         in_shardings=(state_shardings, rows),
         out_shardings=(state_shardings, sharding.replicated(mesh)),
         donate_argnums=0,
+        compiler_options=TPU_OPTIONS if mesh.devices.flat[0].platform == "tpu" else None,
     )
 
 

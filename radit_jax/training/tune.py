@@ -21,6 +21,7 @@ from radit_jax.errors import InputError
 from radit_jax.evaluation import metrics
 from radit_jax.inference.score import read_scores
 from radit_jax.logbook import say
+from radit_jax.models import flash
 from radit_jax.retrieval import embed, encode
 from radit_jax.retrieval.search import Searcher
 from radit_jax.training import batches, loop, steps
@@ -54,6 +55,8 @@ def lm(
     tx = make_optimizer(OptimizerOptions(**c.optimizer.to_dict()), c.steps)
     state, step = steps.begin(steps.lm_step, graphdef, tx, params, mesh, sharding.LM_RULES)
     say(sharding.table(state))
+    if why := flash.obstacle(model.config.attention, model.config, c.row_length, mesh.shape[sharding.MODEL]):
+        say(f"lm_ft: attention without the flash kernel: {why}")
     state, facts = loop.run(
         "lm_ft",
         step,
