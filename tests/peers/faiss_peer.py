@@ -21,7 +21,8 @@ import numpy as np
 TRAINING = 128_000  # vectors that lists and codes are learned from: 64 a list at 10⁶ vectors, faiss asks for 39 or more
 TUNING = 250  # queries of a first look for the nprobe that reaches the recall
 NPROBE_STEP = 1.25
-K_FACTORS = (4, 8, 16, 32)  # candidates scored again, in multiples of k
+K_FACTORS = (32, 16, 8, 4)  # candidates scored again, in multiples of k
+MOST_LISTS = 0.25  # of all lists: beyond, the flat index is as fast
 
 
 def main(path: str) -> None:
@@ -93,10 +94,10 @@ def factories(dim: int) -> list[str]:
 
 
 def tuned(factory: str, base: faiss.Index, refiner: faiss.Index, queries, truth, k: int, wanted: float) -> list[dict]:
-    """For each k_factor the least nprobe (of a ladder) that reaches the recall wanted, with its time; all lists where none does."""
-    ladder = [1]
-    while ladder[-1] < base.nlist:
-        ladder.append(min(math.ceil(NPROBE_STEP * ladder[-1] + 0.5), base.nlist))
+    """For each k_factor the least nprobe (of a ladder) that reaches the recall wanted, with its time; the last one where none does."""
+    ladder, most = [1], max(round(MOST_LISTS * base.nlist), min(base.nlist, 64))
+    while ladder[-1] < most:
+        ladder.append(min(math.ceil(NPROBE_STEP * ladder[-1] + 0.5), most))
     found = []
     for k_factor in K_FACTORS:
         index = faiss.IndexRefine(base, refiner)
@@ -110,6 +111,8 @@ def tuned(factory: str, base: faiss.Index, refiner: faiss.Index, queries, truth,
             setting = {"base": base, "factory": factory, "k_factor": k_factor, "nprobe": nprobe}
             return setting | {"seconds": seconds, "recall": recall_of(rows, truth[:count])}
 
+        if found and measured(most, TUNING)["recall"] < wanted:
+            break  # with fewer candidates neither
         low, high = 0, len(ladder) - 1  # recall grows with nprobe
         while low < high:
             middle = (low + high) // 2
