@@ -80,7 +80,7 @@ def test_a_peer_that_does_not_come_up_is_named(python, monkeypatch, tmp_path):
 def test_the_search_of_a_mixture_is_measured_against_the_true_neighbours(count):
     """Brute force below 10,000 vectors, the tree above; without faiss ours alone."""
     exact, scann = bench_search.bench(count, 16, 20, repetitions=1, peer_python=None)
-    assert exact["recall@10"] == 1.0 and 0.95 <= scann["recall@10"] <= 1.0
+    assert exact["recall@10"] == 1.0 and 0.98 <= scann["recall@10"] <= 1.0
     assert exact["ours"]["median"] > 0 and exact["ratio"] is None and "faiss" in exact["note"]
     assert "recall@10 1.0000" in bench_search.text(exact)
 
@@ -111,7 +111,7 @@ def test_memory_of_each_size_is_of_its_own_process():
 def test_faiss_reaches_our_recall(tmp_path):
     exact, scann = bench_search.bench(12_000, 64, 50, repetitions=1, peer_python=FAISS)
     assert exact["same"] and exact["agreement"] == {"recall@10": 1.0, "peer_recall@10": 1.0}
-    assert scann["same"] and scann["agreement"]["peer_recall@10"] >= scann["agreement"]["recall@10"] > 0.9
+    assert scann["same"] and scann["agreement"]["peer_recall@10"] + bench_search.EQUAL >= scann["agreement"]["recall@10"] > 0.9
     assert scann["ratio"] > 0 and scann["peer_about"]["nprobe"] >= 1
 
 

@@ -4,8 +4,8 @@
 
 Runs as a process of an environment of its own and imports nothing of radit_jax. Says one JSON line when its index is built and tuned, then
 for every line "run" on stdin searches all queries once and answers with one JSON line. `flat` is faiss' exact index. For `ivfpq` a careful
-person's choice is made: 2·√N lists; codes of 4 bits scanned by SIMD ("fast scan") and codes of 8 bits; both with the best candidates scored
-again by the vectors themselves, without which they cannot reach a high recall; of every setting that reaches the recall asked, the fastest.
+person's choice is made: 2·√N lists; codes of 4 bits for two dimensions each, scanned by SIMD ("fast scan", faiss' own answer to ScaNN); the
+best candidates scored again by the vectors themselves, without which no high recall is reached; of the settings that reach it, the fastest.
 """
 
 from __future__ import annotations
@@ -67,33 +67,23 @@ def ivfpq(vectors: np.ndarray, queries: np.ndarray, truth: np.ndarray, k: int, w
     """(search, settings) of the fastest index and setting with at least the recall wanted; of the highest recall where none has."""
     count, dim = vectors.shape
     lists = min(round(2 * math.sqrt(count)), max(count // 39, 1))
-    refiner = flat(vectors)
-    quantizer, candidates = None, []
-    for factory in factories(dim):
-        index = faiss.index_factory(dim, f"IVF{lists},{factory}", faiss.METRIC_INNER_PRODUCT)
-        if quantizer is not None:  # the lists are learned once
-            index.own_fields, index.quantizer = False, quantizer
-        index.cp.max_points_per_centroid = max(TRAINING // lists, 39)
-        index.train(np.ascontiguousarray(vectors[np.random.default_rng(0).permutation(count)[:TRAINING]]))
-        index.add(np.ascontiguousarray(vectors))
-        quantizer = quantizer or index.quantizer
-        candidates += tuned(factory, index, refiner, queries, truth, k, wanted)
+    codes = dim if dim % 2 else dim // 2
+    refiner, factory = flat(vectors), f"IVF{lists},PQ{codes}x4fs"
+    base = faiss.index_factory(dim, factory, faiss.METRIC_INNER_PRODUCT)
+    base.cp.max_points_per_centroid = max(TRAINING // lists, 39)
+    base.train(np.ascontiguousarray(vectors[np.random.default_rng(0).permutation(count)[:TRAINING]]))
+    base.add(np.ascontiguousarray(vectors))
+    candidates = tuned(base, refiner, queries, truth, k, wanted)
     good = [found for found in candidates if found["recall"] >= wanted]
     best = min(good, key=lambda found: found["seconds"]) if good else max(candidates, key=lambda found: found["recall"])
-    index = faiss.IndexRefine(best["base"], refiner)
-    index.k_factor = best["k_factor"]
-    best["base"].nprobe = best["nprobe"]
-    settings = {key: best[key] for key in ("factory", "nprobe", "k_factor", "recall")} | {"lists": lists}
-    held = (candidates, refiner)  # Python would free what the index only points to
+    index = faiss.IndexRefine(base, refiner)
+    index.k_factor, base.nprobe = best["k_factor"], best["nprobe"]
+    settings = {"factory": factory} | {key: best[key] for key in ("nprobe", "k_factor", "recall")}
+    held = (base, refiner)  # Python would free what the index only points to
     return lambda: held and index.search(queries, k)[1], settings
 
 
-def factories(dim: int) -> list[str]:
-    """Two dimensions a code of 4 bits, eight a code of 8 bits, where the dimension allows."""
-    return [f"PQ{dim // 2}x4fs"] * (dim % 2 == 0) + [f"PQ{dim // 8}"] * (dim % 8 == 0)
-
-
-def tuned(factory: str, base: faiss.Index, refiner: faiss.Index, queries, truth, k: int, wanted: float) -> list[dict]:
+def tuned(base: faiss.Index, refiner: faiss.Index, queries, truth, k: int, wanted: float) -> list[dict]:
     """For each k_factor the least nprobe (of a ladder) that reaches the recall wanted, with its time; the last one where none does."""
     ladder, most = [1], max(round(MOST_LISTS * base.nlist), min(base.nlist, 64))
     while ladder[-1] < most:
@@ -108,8 +98,7 @@ def tuned(factory: str, base: faiss.Index, refiner: faiss.Index, queries, truth,
             began = time.perf_counter()
             rows = index.search(queries[:count], k)[1]
             seconds = time.perf_counter() - began
-            setting = {"base": base, "factory": factory, "k_factor": k_factor, "nprobe": nprobe}
-            return setting | {"seconds": seconds, "recall": recall_of(rows, truth[:count])}
+            return {"k_factor": k_factor, "nprobe": nprobe, "seconds": seconds, "recall": recall_of(rows, truth[:count])}
 
         if found and measured(most, TUNING)["recall"] < wanted:
             break  # with fewer candidates neither
