@@ -6,11 +6,13 @@ what it was made from. The fingerprint is a hash of that, so the same inputs fin
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import errno
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from radit_jax.errors import InputError
 
 MANIFEST = "manifest.json"
 EDGE = 1 << 20  # bytes read at each end of a file to know it again
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS, errno.EIO)  # what goes wrong with one
 FORMAT = 1  # raised when the layout of any artifact changes
 
 
@@ -117,14 +120,30 @@ def save_array(path: Path, array: np.ndarray) -> None:
     _replace(path, write)
 
 
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """A write that fails in the block (a full disk, a lost permission) is an OSError that names the path.
+
+    Native writers (TensorStore, ArrayRecord) report the disk's errors as RuntimeError or ValueError, in sentences of their own.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError, ValueError) as error:
+        code = error.errno if isinstance(error, OSError) else next((code for code in DISK if os.strerror(code) in str(error)), None)
+        if code is None:
+            raise
+        raise OSError(code, f"cannot be written: {os.strerror(code)}", str(path)) from error
+
+
 def _replace(path: Path, write: Callable[[Path], Any]) -> None:
     temporary = Path(path).with_name(Path(path).name + ".tmp")
     try:
-        write(temporary)
-        os.replace(temporary, path)
-    except OSError as error:  # a full disk says so without a name
+        with writing(path):
+            write(temporary)
+            os.replace(temporary, path)
+    except OSError:
         temporary.unlink(missing_ok=True)
-        raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
 
 
 def _plain(value: Any) -> Any:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
-import os
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +19,6 @@ from radit_jax.logbook import say
 from radit_jax.types import PyTree, TrainState
 
 SUMS = "sums-{index}-of-{count}.json"  # {file: [bytes, CRC-32]}: Orbax itself reads a flipped bit of an array without noticing
-DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS, errno.EIO)  # what goes wrong with one
 READ = 1 << 22  # bytes summed at a time
 
 
@@ -34,7 +31,7 @@ class Checkpoints:
     def __init__(self, folder: Path, *, keep: int = 2):
         policies = ocp.training.preservation_policies
         self.folder = Path(folder).absolute()
-        with _naming(self.folder):
+        with artifacts.writing(self.folder):
             self._checkpointer = ocp.training.Checkpointer(
                 self.folder,
                 preservation_policy=policies.LatestN(keep),
@@ -53,7 +50,7 @@ class Checkpoints:
         self.wait()
         content = {"state": state, "data": {"iterator": json.dumps(data_state)}}
         step = int(state.step)
-        with _naming(self.folder / str(step)):
+        with artifacts.writing(self.folder / str(step)):
             self._checkpointer.save_checkpointables_async(step, content)
         self._unsummed = step
         if wait:
@@ -80,7 +77,7 @@ class Checkpoints:
         if self._unsummed is None:
             return
         step, self._unsummed = self._unsummed, None
-        with _naming(self.folder / str(step)):
+        with artifacts.writing(self.folder / str(step)):
             self._checkpointer.wait()
             _write_sums(self.folder / str(step))
 
@@ -102,7 +99,7 @@ class Checkpoints:
 
 def save_params(folder: Path, params: PyTree) -> None:
     """Writes parameters alone (the result of a training stage); all processes together."""
-    with _naming(Path(folder)):
+    with artifacts.writing(Path(folder)):
         ocp.save(Path(folder).absolute(), params, overwrite=True)
 
 
@@ -152,17 +149,6 @@ def _sum(path: Path) -> list[int]:
 
 
 # -- errors -------------------------------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """A write that failed (a full disk, a lost permission) is an OSError that names the path; what was there before is still there."""
-    try:
-        yield
-    except Exception as error:  # TensorStore reports the disk's errors as ValueError, in sentences of its own
-        code = error.errno if isinstance(error, OSError) else next((code for code in DISK if os.strerror(code) in str(error)), errno.EIO)
-        reason = os.strerror(code) if code in DISK else str(error).splitlines()[0][:300]
-        raise OSError(code, f"the checkpoint cannot be written: {reason}", str(path)) from error
 
 
 @contextmanager

@@ -193,7 +193,8 @@ def _write_shard(folder: Path, number: int, stream: Iterator[Passage], first_row
     hashes: list[int] = []
     rows: list[int] = []
     starts = [first_row]
-    writer = array_record_module.ArrayRecordWriter(str(_records_path(folder, number)), _WRITER)
+    path = _records_path(folder, number)
+    writer = array_record_module.ArrayRecordWriter(str(path), _WRITER)
     for document in stream:
         pieces = split(document, max_words)
         if not pieces:
@@ -201,14 +202,16 @@ def _write_shard(folder: Path, number: int, stream: Iterator[Passage], first_row
         names = [piece.id for piece in pieces] + ([document.id] if len(pieces) > 1 else [])
         hashes.extend(_hash(name) for name in names)
         rows.extend(starts[-1] + n % len(pieces) for n in range(len(names)))  # a split document is found at its first piece
-        for piece in pieces:
-            writer.write(_to_bytes(piece))
+        with artifacts.writing(path):
+            for piece in pieces:
+                writer.write(_to_bytes(piece))
         starts.append(starts[-1] + len(pieces))
         if starts[-1] - first_row >= shard_size:
             break
-    writer.close()
+    with artifacts.writing(path):
+        writer.close()
     if len(starts) == 1:
-        _records_path(folder, number).unlink()
+        path.unlink()
         return None
     for name, column in zip(("hashes", "rows"), id_index.sorted_part(hashes, rows)):
         artifacts.save_array(_part_path(folder, name, number), column)
