@@ -7,9 +7,9 @@ import pytest
 
 from radit_jax.data.corpus import PassageStore, build_store
 from radit_jax.errors import InputError
-from radit_jax.retrieval.vectors import Vectors
 from radit_jax.retrieval.retrieve import Retrieval, retrieve, write_retrieval
 from radit_jax.retrieval.search import ExactSearcher
+from radit_jax.retrieval.vectors import Vectors
 from radit_jax.types import Example, Passage
 
 VECTORS = np.random.default_rng(0).normal(size=(12, 4)).astype(np.float32)
