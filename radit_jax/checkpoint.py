@@ -117,7 +117,8 @@ def _abstract(leaf) -> jax.ShapeDtypeStruct:
 
 def _write_sums(folder: Path) -> None:
     """Each process sums its share of the files of a finished checkpoint."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.match(SUMS.format(index="*", count="*")))
+    # Without sums and their temporary names, which other processes write at this moment: all must see the same files.
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.match(SUMS.format(index="*", count="*") + "*"))
     index, count = distributed.index(), distributed.count()
     sums = {path.relative_to(folder).as_posix(): _sum(path) for path in files[index::count]}
     artifacts.write_json(folder / SUMS.format(index=index, count=count), sums)
