@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tiny
 
-from radit_jax import logbook, preemption, sharding
+from radit_jax import checkpoint, logbook, preemption, sharding
 from radit_jax.checkpoint import Checkpoints, load_params, save_params
 from radit_jax.training import loop
 
@@ -225,6 +225,17 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(unkilled, tmp_path, c
     assert "checkpoints/4 is damaged" in said and "going on from step 3" in said
     equal(state, expected)
     assert written(tmp_path) == written(folder)
+
+
+def test_what_other_processes_are_writing_is_not_summed(tmp_path):
+    (tmp_path / "arrays").write_bytes(b"whole")
+    for name in ("sums-1-of-2.json", "sums-3-of-4.json.tmp"):
+        (tmp_path / name).write_text("{}")
+    checkpoint._write_sums(tmp_path)
+    (tmp_path / "sums-3-of-4.json.tmp").unlink()  # it has got its name
+    assert checkpoint._wrong_file(tmp_path) is None
+    flip(tmp_path / "arrays")
+    assert "arrays is not what was written" in checkpoint._wrong_file(tmp_path)
 
 
 def test_without_a_whole_checkpoint_training_begins_anew(unkilled, tmp_path, capsys):
