@@ -46,7 +46,7 @@ def pipeline(config: Any) -> Any:
 
 
 def _join() -> None:
-    """Joins the other processes, if there are any, and has SIGTERM end the run in order."""
+    """Joins the other processes, if there are any."""
     from radit_jax import distributed, preemption
 
     given = {name: flags.FLAGS[name].value for name in ("coordinator", "processes", "process")}
@@ -62,7 +62,7 @@ def _join() -> None:
         distributed.join(cluster, flags.FLAGS.join_timeout)
         if not distributed.leads():
             sys.stdout = open(os.devnull, "w")  # all have the answers, one gives them
-    preemption.install()
+        preemption.install()  # once more: JAX has put a handler of its own
 
 
 def _keep_stdout_for_answers() -> None:

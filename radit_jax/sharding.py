@@ -65,9 +65,10 @@ def make_mesh(data: int = -1, model: int = 1, devices: Sequence[jax.Device] | No
     return Mesh(places, (DATA, MODEL), axis_types=(AxisType.Auto, AxisType.Auto))
 
 
-def local_mesh(mesh: Mesh) -> Mesh:
-    """The devices of a mesh that are this process's own, all on "data": for work that each process does on its own shards."""
-    return make_mesh(devices=[device for device in mesh.devices.flat if device.process_index == jax.process_index()])
+def local_mesh(mesh: Mesh, process: int | None = None) -> Mesh:
+    """The devices of a mesh that are one process's own (default: this one's), all on "data": for work that each does on its own shards."""
+    process = jax.process_index() if process is None else process
+    return make_mesh(devices=[device for device in mesh.devices.flat if device.process_index == process])
 
 
 def spec_of(path: str, shape: Sequence[int], rules: Sequence[tuple[str, P]], mesh: Mesh) -> P:
@@ -127,9 +128,8 @@ def rows_here(mesh: Mesh, rows: int) -> np.ndarray:
     return np.unique(np.concatenate([np.arange(rows)[index] for index in places]))
 
 
-def put_rows_here(mesh: Mesh, array: np.ndarray, rows: int, axis: int = 0) -> jax.Array:
-    """The rows of `rows_here` alone → the global array of all `rows` rows, with `axis` over "data"."""
-    here = rows_here(mesh, rows)
+def put_rows_here(mesh: Mesh, array: np.ndarray, here: np.ndarray, rows: int, axis: int = 0) -> jax.Array:
+    """The rows `here` (of rows_here) alone → the global array of all `rows` rows, with `axis` over "data"."""
 
     def of_device(index: tuple[slice, ...]) -> np.ndarray:
         local = np.searchsorted(here, np.arange(rows)[index[axis]])

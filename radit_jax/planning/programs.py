@@ -22,7 +22,7 @@ from radit_jax.inference import ensemble, score
 from radit_jax.models import flash
 from radit_jax.models.lm import LmConfig
 from radit_jax.planning import shapes
-from radit_jax.retrieval import exact
+from radit_jax.retrieval import encode, exact
 from radit_jax.retrieval.candidates import QUERIES
 from radit_jax.sharding import DATA, MODEL
 from radit_jax.training import losses, optim, steps
@@ -109,12 +109,12 @@ def scoring(c: ConfigDict, mesh: Mesh, settings: Settings) -> Program:
 def embed(c: ConfigDict, mesh: Mesh, settings: Settings) -> Program:
     """Vectors of one batch of the longest passages, on the chips of one host: each process embeds passages of its own."""
     r = c.retriever
-    local = _of_one_host(mesh)
+    local = sharding.local_mesh(mesh, min(device.process_index for device in mesh.devices.flat))
     encoder = _encoder(c, local, r.document_encoder, r.dtype)
     T = min(r.max_passage_tokens, encoder.config.max_positions)
     B = sharding.whole_rows(local, r.batch_tokens // T)
     graphdef, params = _placed(encoder, local, sharding.ENCODER_RULES)
-    run = jax.jit(lambda params, tokens, mask: nnx.merge(graphdef, params)(tokens, mask), out_shardings=sharding.replicated(local))
+    run = encode.program(graphdef, local)
     arguments = (params, _rows(local, jnp.int32)(B, T), _rows(local, jnp.bool_)(B, T))
     hosts = mesh.size // local.size
     calls = -(-settings.corpus // (B * hosts)) if settings.corpus else None
@@ -220,12 +220,6 @@ def _lsr_calls(c: ConfigDict) -> int | None:
     if t.completion_share:
         return max(1, round(t.epochs * t.completion_examples / t.completion_share / t.batch))
     return max(1, round(t.epochs * c.train.limit * (1 - t.validation) / t.batch)) if c.train.limit else None
-
-
-def _of_one_host(mesh: Mesh) -> Mesh:
-    """The devices of the first process, all on "data" (sharding.local_mesh, where the process is this one)."""
-    first = min(device.process_index for device in mesh.devices.flat)
-    return sharding.make_mesh(devices=[device for device in mesh.devices.flat if device.process_index == first])
 
 
 def _rows(mesh: Mesh, dtype: Any, lead: int = 0) -> Callable[..., jax.ShapeDtypeStruct]:

@@ -13,11 +13,16 @@ from radit_jax import sharding
 from radit_jax.types import PyTree
 
 
-def on_mesh(graphdef: nnx.GraphDef, mesh: Mesh) -> Callable[[PyTree, np.ndarray, np.ndarray], jax.Array]:
-    """(params, tokens_BxT, mask_BxT) → vectors_BxE for parameters that change (R-ft); B is a multiple of the mesh's data axis."""
-    run = jax.jit(
+def program(graphdef: nnx.GraphDef, mesh: Mesh) -> jax.stages.Wrapped:
+    """The jitted (params, tokens_BxT, mask_BxT) → vectors_BxE; it is called and lowered with the mesh in context."""
+    return jax.jit(
         lambda params, tokens_BxT, mask_BxT: nnx.merge(graphdef, params)(tokens_BxT, mask_BxT), out_shardings=sharding.replicated(mesh)
     )
+
+
+def on_mesh(graphdef: nnx.GraphDef, mesh: Mesh) -> Callable[[PyTree, np.ndarray, np.ndarray], jax.Array]:
+    """(params, tokens_BxT, mask_BxT) → vectors_BxE for parameters that change (R-ft); B is a multiple of the mesh's data axis."""
+    run = program(graphdef, mesh)
 
     def encode(params: PyTree, tokens_BxT: np.ndarray, mask_BxT: np.ndarray) -> jax.Array:
         with jax.set_mesh(mesh):
