@@ -122,8 +122,7 @@ def _lm_ft(pipeline: Pipeline, records: int, folder: Path) -> Work:
     )
     found = _whole_epoch(batches.lm_batches(source, rows=c.lm_ft.rows, accumulate=c.lm_ft.accumulate, seed=c.seed), len(source))
     _export_lm(pipeline, folder)
-    lm = load_lm(c.lm.checkpoint, dtype=c.lm.dtype, remat=c.lm.remat)
-    graphdef, params = nnx.split(lm)
+    graphdef, params = nnx.split(pipeline.trainable_lm())
     tx = make_optimizer(OptimizerOptions(peak_lr=LEARNING_RATE, warmup_steps=0, decay="constant", **ADAMW), steps=1)
     held = {"state": steps.init_state(params, tx)}
     step = steps.compile_step(steps.lm_step, graphdef, tx, held["state"], pipeline.mesh, sharding.LM_RULES)

@@ -45,6 +45,12 @@ class Checkpoints:
         last = self._checkpointer.latest
         return None if last is None else last.step
 
+    @property
+    def last_whole(self) -> int | None:
+        """The latest step, once what is being written is on disk: what a run that ends here leaves."""
+        self.wait()
+        return self.latest
+
     def save(self, state: TrainState, data_state: dict[str, Any], *, wait: bool = False) -> None:
         """Writes state and iterator state under the state's step; returns once the arrays are copied, unless `wait`."""
         self.wait()

@@ -233,9 +233,7 @@ class Pipeline:
         }
 
         def write(folder: Path) -> dict[str, Any]:
-            self._loaded = None  # the copy for answering makes room for the one in training
-            lm = self._load_lm(self.config.lm.dtype, remat=self.config.lm.remat)
-            return tune.lm(lm, self.tokenizer, examples, retrieval, folder, c, mesh=self.mesh, seed=self.config.seed)
+            return tune.lm(self.trainable_lm(), self.tokenizer, examples, retrieval, folder, c, mesh=self.mesh, seed=self.config.seed)
 
         return self._stage("lm_ft", made_from, write)
 
@@ -290,6 +288,11 @@ class Pipeline:
                 nnx.update(lm, load_params(tuned_params, nnx.state(lm)))
             self._loaded = (tuned, lm)
         return self._loaded[1]
+
+    def trainable_lm(self) -> nnx.Module:
+        """The untuned LM as LM-ft takes it up: float32 parameters, computing in lm.dtype, with remat."""
+        self._loaded = None  # the copy for answering makes room for the one in training
+        return self._load_lm(self.config.lm.dtype, remat=self.config.lm.remat)
 
     def query_encoder(self, tuned: bool) -> nnx.Module:
         encoder = self._load_encoder(self.config.retriever.query_encoder, "float32", self.mesh)

@@ -37,7 +37,8 @@ def decoded(graphdef, params):
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32", "int32"])
 def test_bits_come_back_as_they_were(dtype):
     x = jnp.asarray(RNG.standard_normal((3, 4)) * 100, dtype)
-    assert as_bits(x).dtype == ("uint16" if dtype == "bfloat16" else dtype)
+    on_cpu = jax.default_backend() == "cpu"
+    assert as_bits(x).dtype == ("uint16" if dtype == "bfloat16" and on_cpu else dtype)
     np.testing.assert_array_equal(from_bits(as_bits(x)[1:]), x[1:])
     assert from_bits(as_bits(x)).dtype == x.dtype
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tiny
 from flax import nnx
+from jax.extend import core
 
 from radit_jax import sharding
 from radit_jax.errors import InputError
@@ -103,7 +104,7 @@ def test_a_sliding_window_is_the_references(window):
 # Four devices for two groups: each group's keys go to two of them.
 @pytest.mark.parametrize("shape, kernel", [((2, 2), "splash_interpreted"), ((1, 4), "triton_interpreted")])
 def test_on_a_mesh_every_device_reads_its_own_rows_and_heads(shape, kernel):
-    mesh = sharding.make_mesh(*shape)
+    mesh = tiny.mesh(*shape)
     q, *kv = operands()
     heads_last = [(q.reshape(2, 4, T, -1), jax.P("data", "model")), *((x, jax.P("data")) for x in kv)]
     placed = [jax.device_put(x, jax.NamedSharding(mesh, spec)) for x, spec in heads_last]
@@ -152,7 +153,7 @@ def gradients(mesh=None, **changes):
 
 
 def test_gradients_of_the_lm_with_remat_on_a_mesh_equal_the_references():
-    found = gradients(sharding.make_mesh(2, 2), attention="triton_interpreted", remat="full")
+    found = gradients(tiny.mesh(2, 2), attention="triton_interpreted", remat="full")
     assert_close(found, gradients(), 1e-4)
 
 
@@ -171,7 +172,7 @@ def test_prefill_of_prompts_side_by_side_equals_the_references():
 
         return {"hidden, keys, values": jax.vmap(one, in_axes=1)(read_BxKxT, lengths_BxK)}
 
-    with jax.set_mesh(sharding.make_mesh(2, 1)):
+    with jax.set_mesh(tiny.mesh(2, 1)):
         found = prefill(*lm(attention="triton_interpreted"))
     assert_close(found, prefill(*lm()), 1e-4)
 
@@ -179,7 +180,7 @@ def test_prefill_of_prompts_side_by_side_equals_the_references():
 def test_what_a_kernel_cannot_read_is_left_to_the_reference():
     def kernels(length: int, model: int = 1, **changes) -> int:
         graphdef, params = nnx.split(abstract_lm(dataclasses.replace(SMALL, **changes)))
-        with jax.set_mesh(sharding.make_mesh(1, model)):
+        with jax.set_mesh(tiny.mesh(1, model)):
             program = jax.make_jaxpr(lambda params: nnx.merge(graphdef, params)(tokens(1, length)))(params)
         return str(program).count("pallas_call")
 
@@ -198,7 +199,7 @@ def shapes(jaxpr) -> set[tuple[int, ...]]:
     for equation in jaxpr.eqns:
         found |= {out.aval.shape for out in equation.outvars}
         if equation.primitive.name != "pallas_call":
-            for inner in jax.core.jaxprs_in_params(equation.params):
+            for inner in core.jaxprs_in_params(equation.params):
                 found |= shapes(inner)
     return found
 
@@ -221,11 +222,19 @@ def test_float32_is_meant_forward_and_backward(kernel):
     assert "precision=None" not in program
 
 
+def for_a_gpu():
+    """A context in which programs are for a GPU that is not there."""
+    device = jax.sharding.AbstractDevice(device_kind="NVIDIA H100 80GB HBM3", num_cores=132, platform="gpu")
+    return jax.sharding.use_abstract_mesh(sharding.make_mesh(1, 1).abstract_mesh.update(abstract_device=device))
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_program_for_gpus_holds_the_gpus_kernel(dtype):
     graphdef, params = nnx.split(abstract_lm(dataclasses.replace(SMALL, attention="triton", head_dim=64, dtype=dtype, remat="full")))
-    traced = jax.jit(jax.value_and_grad(functools.partial(objective, graphdef))).trace(params)
-    assert traced.lower(lowering_platforms=("cuda",)).as_text().count("__gpu$xla.gpu.triton") == 4  # forward, twice for remat; backward: 2
+    with for_a_gpu():
+        traced = jax.jit(jax.value_and_grad(functools.partial(objective, graphdef))).trace(params)
+        text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    assert text.count("__gpu$xla.gpu.triton") == 4  # forward, twice for remat; backward: 2
 
 
 def test_prompts_side_by_side_lower_for_gpus():
@@ -236,8 +245,8 @@ def test_prompts_side_by_side_lower_for_gpus():
         model = nnx.merge(graphdef, params)
         return jax.vmap(lambda read, n: model.prefill(read, n, T)[0], in_axes=1)(tokens(2, 3, T), jnp.full((2, 3), T))
 
-    traced = prefill.trace(params)
-    assert "__gpu$xla.gpu.triton" in traced.lower(lowering_platforms=("cuda",)).as_text()
+    with for_a_gpu():
+        assert "__gpu$xla.gpu.triton" in prefill.trace(params).lower(lowering_platforms=("cuda",)).as_text()
 
 
 # -- the choice -------------------------------------------------------------------------------------------------------------------------

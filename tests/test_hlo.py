@@ -109,22 +109,22 @@ def check(state, executable, config, mesh):
 
 
 def test_lm_step_gathers_one_layer_at_a_time():
-    mesh = sharding.make_mesh(4, 2)
+    mesh = tiny.mesh(4, 2)
     check(*lm(mesh), LM_CONFIG, mesh)
 
 
 def test_so_it_does_with_tied_tables_and_micro_batches():
-    mesh = sharding.make_mesh(2, 4)
+    mesh = tiny.mesh(2, 4)
     check(*lm(mesh, accumulate=2, tied=True, remat="none"), LM_CONFIG, mesh)
 
 
 def test_lsr_step_gathers_one_layer_at_a_time():
-    mesh = sharding.make_mesh(4, 2)
+    mesh = tiny.mesh(4, 2)
     check(*lsr(mesh), ENCODER_CONFIG, mesh)
 
 
 def test_a_rule_that_replicates_is_seen():
-    mesh = sharding.make_mesh(4, 2)
+    mesh = tiny.mesh(4, 2)
     rules = [(pattern, P() if "gate" in pattern else spec) for pattern, spec in sharding.LM_RULES]
     state, executable = lm(mesh, rules)
     found = {path.split("blocks/")[-1] for path in whole(state, executable.output_shardings[0], mesh)}
@@ -135,7 +135,7 @@ def test_a_rule_that_replicates_is_seen():
 
 
 def test_the_cache_of_the_ensemble_is_cut_by_rows_and_heads():
-    mesh = sharding.make_mesh(2, 4)
+    mesh = tiny.mesh(2, 4)
     data, model = mesh.shape.values()
     graphdef, params = nnx.split(nnx.eval_shape(lambda: LM(LM_CONFIG, rngs=nnx.Rngs(0))))
     placed = jax.tree.map(lambda leaf, where: leaf.update(sharding=where), params, sharding.shardings(params, sharding.LM_RULES, mesh))

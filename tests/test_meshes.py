@@ -30,7 +30,7 @@ OPTIMIZER = dataclasses.replace(tiny.OPTIMIZER, peak_lr=1e-4, final_lr=1e-5)
 
 def lm_on(shape):
     """A tiny LM on the mesh of this shape, and the mesh."""
-    mesh = sharding.make_mesh(*shape)
+    mesh = tiny.mesh(*shape)
     return tiny.on_mesh(tiny.lm(), sharding.LM_RULES, mesh), mesh
 
 
@@ -59,7 +59,7 @@ def answers(shape):
 @functools.cache
 def found(shape):
     """Rows and scores of the passages of each question."""
-    mesh = sharding.make_mesh(*shape)
+    mesh = tiny.mesh(*shape)
     encoder = tiny.on_mesh(tiny.encoder(), sharding.ENCODER_RULES, mesh)
     tokens, mask = tiny.tokenizer().encode_with_specials([m.example.query for m in MEMBERS], 32)
     query_BxE = np.asarray(encoding(encoder, mesh)(tokens, mask))
@@ -81,7 +81,7 @@ def trained(kind, shape):
         ),
     }[kind]
     graphdef, params = tiny.parts(model)
-    mesh = sharding.make_mesh(*shape)
+    mesh = tiny.mesh(*shape)
     state = tiny.born(params, tx, rules, mesh)
     before = tiny.leaves(state.params)
     run = steps.compile_step(step, graphdef, tx, state, mesh, rules, **static)

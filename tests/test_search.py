@@ -10,6 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import tiny
 
 from radit_jax.errors import InputError
 from radit_jax.retrieval import scann
@@ -18,7 +19,6 @@ from radit_jax.retrieval.exact import ExactSearcher, Layout, group_size, top_k_p
 from radit_jax.retrieval.scann import ScannSearcher, ScannSettings, build_index
 from radit_jax.retrieval.search import make_searcher
 from radit_jax.retrieval.vectors import DTYPES, Vectors, open_vectors
-from radit_jax.sharding import make_mesh
 
 MESHES = [(1, 1), (4, 1), (2, 2), (1, 4)]
 
@@ -57,7 +57,7 @@ def recall(found, wanted):
 def test_exact_is_numpy_with_ties_by_row_on_every_mesh(small, shape, k):
     vectors, queries = small
     # 103 rows divide neither by four devices nor into blocks of nine; the shard boundary lies inside a block.
-    searcher = ExactSearcher(Vectors([vectors[:50], vectors[50:]]), make_mesh(*shape), score_bytes=9 * 4 * QUERIES)
+    searcher = ExactSearcher(Vectors([vectors[:50], vectors[50:]]), tiny.mesh(*shape), score_bytes=9 * 4 * QUERIES)
     assert searcher.layout.block <= 9
     rows, scores = searcher.search(queries, k)
     wanted_rows, wanted_scores = numpy_top_k(vectors, queries, k)
@@ -68,13 +68,13 @@ def test_exact_is_numpy_with_ties_by_row_on_every_mesh(small, shape, k):
 
 def test_exact_never_finds_its_own_padding():
     vectors = -np.ones((5, 2), np.float32)  # every real score is below the 0 of a padding row
-    rows, scores = ExactSearcher(Vectors([vectors]), make_mesh(4, 1)).search(np.ones((1, 2), np.float32), 5)
+    rows, scores = ExactSearcher(Vectors([vectors]), tiny.mesh(4, 1)).search(np.ones((1, 2), np.float32), 5)
     np.testing.assert_array_equal(rows, [[0, 1, 2, 3, 4]])
     np.testing.assert_array_equal(scores, [[-2] * 5])
 
 
 def test_exact_with_fewer_rows_than_devices():
-    rows, _ = ExactSearcher(Vectors([np.eye(3, dtype=np.float32)]), make_mesh(4, 1)).search(np.eye(3, dtype=np.float32), 2)
+    rows, _ = ExactSearcher(Vectors([np.eye(3, dtype=np.float32)]), tiny.mesh(4, 1)).search(np.eye(3, dtype=np.float32), 2)
     np.testing.assert_array_equal(rows, [[0, 1], [1, 0], [2, 0]])
 
 
@@ -90,7 +90,7 @@ def test_exact_with_groups_and_ties(block, k):
     """The maxima of groups of rows choose where the best are looked for: scores 0 … 2 are tied across groups, blocks and devices."""
     rng = np.random.default_rng(1)
     vectors, queries = rng.integers(0, 2, (3001, 2)).astype(np.float32), np.array([[1, 1], [1, 0], [-1, 0]], np.float32)
-    searcher = ExactSearcher(Vectors([vectors]), make_mesh(2, 2), score_bytes=block * 4 * QUERIES)
+    searcher = ExactSearcher(Vectors([vectors]), tiny.mesh(2, 2), score_bytes=block * 4 * QUERIES)
     assert searcher.layout.block <= block
     rows, scores = searcher.search(queries, k)
     wanted_rows, wanted_scores = numpy_top_k(vectors, queries, k)
@@ -107,7 +107,7 @@ def test_groups_divide_the_block():
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_exact_scores_what_is_stored_in_float32(topical, dtype):
     vectors, queries = topical[0].astype(DTYPES[dtype]), topical[1][:20]
-    searcher = ExactSearcher(Vectors([vectors[:5000], vectors[5000:]]), make_mesh(2, 2))
+    searcher = ExactSearcher(Vectors([vectors[:5000], vectors[5000:]]), tiny.mesh(2, 2))
     assert searcher._vectors_NxE.dtype == DTYPES[dtype]
     rows, scores = searcher.search(queries, 10)
     stored = vectors.astype(np.float64)
@@ -118,7 +118,7 @@ def test_exact_scores_what_is_stored_in_float32(topical, dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_exact_program_is_compiled_from_shapes_and_holds_one_block_of_scores(dtype):
     """Nothing of the size of the vectors, or of all scores, is among the temporaries of a device."""
-    mesh, E, k = make_mesh(2, 2), 16, 10
+    mesh, E, k = tiny.mesh(2, 2), 16, 10
     layout = Layout.of(1_000_000, mesh.size, score_bytes=1 << 20)
     shapes = jax.ShapeDtypeStruct((QUERIES, E), np.float32), jax.ShapeDtypeStruct((layout.padded, E), DTYPES[dtype])
     memory = top_k_program(mesh, layout, k).lower(*shapes).compile().memory_analysis()
@@ -129,7 +129,7 @@ def test_exact_program_is_compiled_from_shapes_and_holds_one_block_of_scores(dty
 
 def test_approx_keeps_its_recall_target_and_exact_scores(topical):
     vectors, queries = topical
-    rows, scores = make_searcher("approx", Vectors([vectors]), mesh=make_mesh(2, 2), recall=0.9).search(queries, 10)
+    rows, scores = make_searcher("approx", Vectors([vectors]), mesh=tiny.mesh(2, 2), recall=0.9).search(queries, 10)
     assert recall(rows, numpy_top_k(vectors, queries, 10)[0]) >= 0.9
     np.testing.assert_allclose(scores, np.take_along_axis(queries @ vectors.T, rows, axis=1), atol=1e-5)
     with pytest.raises(InputError, match="recall target 1 "):

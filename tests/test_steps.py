@@ -68,7 +68,7 @@ def test_accumulated_micro_batches_equal_one_batch():
     one, metrics = tiny.lm_step()(tiny.lm_state(), batch)
     two, metrics_2 = tiny.lm_step()(tiny.lm_state(), reshaped(batch, 2, 2))
     for key in metrics:
-        np.testing.assert_allclose(metrics[key], metrics_2[key], rtol=1e-5, err_msg=key)
+        np.testing.assert_allclose(metrics[key], metrics_2[key], rtol=1e-4, err_msg=key)
     equal(two, one, atol=1e-5)
 
 
@@ -208,7 +208,9 @@ class Poisoned:
         return self.data.get_state()
 
 
-def test_a_loss_that_is_not_finite_stops_with_the_step_and_the_examples(tmp_path):
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])  # where saves are waited for, and where they run beside the next step
+def test_a_loss_that_is_not_finite_stops_with_the_step_and_the_examples(tmp_path, monkeypatch, backend):
+    monkeypatch.setattr(loop.jax, "default_backend", lambda: backend)
     data, source = Poisoned(tiny.lm_data()), tiny.lm_source()
     options = loop.LoopOptions(steps=tiny.STEPS, checkpoint_every=1)
     place = loop.placer(sharding.make_mesh(1, 1), micro_axis=True, rows=4)

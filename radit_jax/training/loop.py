@@ -60,7 +60,7 @@ def run(
         say(f"{name}: going on from step {int(state.step)} of {options.steps}")
     done = int(state.step)
     book = Logbook(folder, resumed_at=done)
-    meter = Meter(name, book, options, last_good=lambda: checkpoints.latest, describe=describe)
+    meter = Meter(name, book, options, last_good=lambda: checkpoints.last_whole, describe=describe)
     due = evaluate is not None and options.evaluate_every > 0
     seen = distributed.from_leader(max((line["step"] for line in book.kept if "loss" not in line), default=0))  # the last evaluation
     vote = Vote()
