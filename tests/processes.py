@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
-from conftest import ROOT
+from conftest import ROOT, XLA_FLAGS
 
 
 def free_port() -> int:
@@ -19,8 +19,7 @@ def free_port() -> int:
 def environment(devices: int, **more: str) -> dict[str, str]:
     """Of a process with this many CPU devices that imports from the checkout and its tests."""
     paths = os.pathsep.join((str(ROOT), str(ROOT / "tests")))
-    # Machine code as it comes: these programs are tiny, and compiling them is most of what such a test takes.
-    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
+    flags = XLA_FLAGS.format(devices=devices)
     return {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": paths, "HF_HUB_OFFLINE": "1", **more}
 
 

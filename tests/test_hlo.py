@@ -25,7 +25,6 @@ LAYERS, ROWS, T, SLOTS, K = 6, 8, 16, 2, 3  # activations of a data shard are sm
 LM_CONFIG = dataclasses.replace(tiny.LM_CONFIG, width=64, layers=LAYERS, heads=8, kv_heads=4, mlp_width=176, vocab_size=264, remat="full")
 ENCODER_CONFIG = dataclasses.replace(tiny.ENCODER_CONFIG, width=64, layers=LAYERS, heads=8, mlp_width=176, vocab_size=264, remat="full")
 COLLECTIVE = re.compile(r"= (.*?) (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute|collective-broadcast)(?:-start)?\(")
-QUICK = {"xla_backend_optimization_level": 0}  # of the machine code alone
 
 
 def ints(*shape):
@@ -52,7 +51,7 @@ def compiled(step, module, rules, batch, mesh, **static):
     graphdef, params = nnx.split(nnx.eval_shape(module))
     tx = optim.make_optimizer(tiny.OPTIMIZER, tiny.STEPS)
     state = jax.eval_shape(lambda params: steps.init_state(params, tx), params)
-    return state, steps.compile_step(step, graphdef, tx, state, mesh, rules, **static).lower(state, batch).compile(QUICK)
+    return state, steps.compile_step(step, graphdef, tx, state, mesh, rules, **static).lower(state, batch).compile()
 
 
 def lm(mesh, rules=sharding.LM_RULES, *, accumulate: int = 1, **changes):
@@ -143,13 +142,13 @@ def test_the_cache_of_the_ensemble_is_cut_by_rows_and_heads():
     tokens, lengths = (jax.ShapeDtypeStruct(s, np.int32, sharding=rows) for s in ((ROWS, K, T), (ROWS, K)))
     stops = jax.ShapeDtypeStruct((LM_CONFIG.vocab_size,), bool, sharding=sharding.replicated(mesh))
     with jax.set_mesh(mesh):
-        executable = ensemble.prefill.lower(graphdef, placed, tokens, lengths, 2).compile(QUICK)
+        executable = ensemble.prefill.lower(graphdef, placed, tokens, lengths, 2).compile()
         last, cache = jax.tree.map(
             lambda leaf, where: leaf.update(sharding=where),
             jax.eval_shape(lambda *a: ensemble.prefill(graphdef, *a, 2), placed, tokens, lengths),
             executable.output_shardings,
         )
-        decode = ensemble.decode_each.lower(graphdef, placed, last, lengths, cache, stops, 2).compile(QUICK)
+        decode = ensemble.decode_each.lower(graphdef, placed, last, lengths, cache, stops, 2).compile()
     piece = (LAYERS, K, ROWS // data, T + 2, LM_CONFIG.kv_heads // model, LM_CONFIG.head_dim)
     for kept in (cache.k_LxBxSxGxh, cache.v_LxBxSxGxh):
         assert kept.sharding.shard_shape(kept.shape) == piece

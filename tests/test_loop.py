@@ -6,6 +6,7 @@ import json
 import os
 import signal
 
+import jax
 import numpy as np
 import pytest
 import tiny
@@ -13,6 +14,9 @@ import tiny
 from radit_jax import checkpoint, logbook, preemption, sharding
 from radit_jax.checkpoint import Checkpoints, load_params, save_params
 from radit_jax.training import loop
+
+# A killed process writes no more; here the saves of a "killed" run would go on beside its successor. And sums on a GPU have no fixed order.
+pytestmark = pytest.mark.skipif(jax.default_backend() != "cpu", reason="bit for bit, and saves that are waited for: on CPUs alone")
 
 OPTIONS = loop.LoopOptions(steps=tiny.STEPS, checkpoint_every=2, evaluate_every=3)
 

@@ -51,7 +51,7 @@ def check(specs):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_parameter_of_every_lm_family_has_a_rule(family):
     config = dataclasses.replace(tiny.LM_CONFIG, **FAMILIES[family])
-    specs = placed(LM, config, sharding.LM_RULES, sharding.make_mesh(2, 2))
+    specs = placed(LM, config, sharding.LM_RULES, tiny.mesh(2, 2))
     check(specs)
     assert specs["params/blocks/attention/q/kernel"] == P(None, "data", "model")
     assert specs["params/blocks/attention/o/kernel"] == P(None, "model", "data")
@@ -59,7 +59,7 @@ def test_every_parameter_of_every_lm_family_has_a_rule(family):
 
 
 def test_every_parameter_of_the_encoder_has_a_rule():
-    specs = placed(Encoder, tiny.ENCODER_CONFIG, sharding.ENCODER_RULES, sharding.make_mesh(2, 2))
+    specs = placed(Encoder, tiny.ENCODER_CONFIG, sharding.ENCODER_RULES, tiny.mesh(2, 2))
     check(specs)
     assert specs["params/embed/word/embedding"] == P("model", "data")
     assert specs["params/blocks/mlp/up/bias"] == P(None, "model")
@@ -67,7 +67,7 @@ def test_every_parameter_of_the_encoder_has_a_rule():
 
 
 def test_the_first_rule_that_matches_the_whole_path_wins():
-    mesh, rules = sharding.make_mesh(2, 2), [(r"a/.*", P("data")), (r".*/kernel", P("model"))]
+    mesh, rules = tiny.mesh(2, 2), [(r"a/.*", P("data")), (r".*/kernel", P("model"))]
     assert sharding.spec_of("a/kernel", (4,), rules, mesh) == P("data")
     assert sharding.spec_of("b/kernel", (4,), rules, mesh) == P("model")
     with pytest.raises(ValueError, match="b/kernels: no sharding rule"):
@@ -76,16 +76,17 @@ def test_the_first_rule_that_matches_the_whole_path_wins():
 
 def test_a_rule_with_more_axes_than_the_parameter_raises():
     with pytest.raises(ValueError, match=r"head/kernel has shape \(8,\)"):
-        sharding.spec_of("head/kernel", (8,), sharding.LM_RULES, sharding.make_mesh(2, 2))
+        sharding.spec_of("head/kernel", (8,), sharding.LM_RULES, tiny.mesh(2, 2))
 
 
 def test_a_dimension_that_does_not_divide_is_left_whole():
-    mesh = sharding.make_mesh(2, 2)
+    mesh = tiny.mesh(2, 2)
     assert sharding.spec_of("embed/embedding", (7, 8), sharding.LM_RULES, mesh) == P(None, "data")
     assert sharding.spec_of("embed/embedding", (8, 7), sharding.LM_RULES, mesh) == P("model", None)
 
 
 def test_the_mesh_takes_the_devices_it_is_given():
+    assert tiny.mesh(4, 2).size == 8
     assert dict(sharding.make_mesh(-1, 2).shape) == {"data": 4, "model": 2}
     assert dict(sharding.make_mesh().shape) == {"data": 8, "model": 1}
     assert sharding.make_mesh(1, 1).size == 1
@@ -95,7 +96,7 @@ def test_the_mesh_takes_the_devices_it_is_given():
 
 
 def test_rows_of_a_batch_lie_on_the_data_axis():
-    mesh = sharding.make_mesh(4, 1)
+    mesh = tiny.mesh(4, 1)
     rows = jax.device_put(jnp.arange(8.0).reshape(8, 1), sharding.batch_sharding(mesh))
     assert sorted(float(np.asarray(shard.data)[0, 0]) for shard in rows.addressable_shards) == [0, 2, 4, 6]
     everywhere = jax.device_put(jnp.arange(8.0), sharding.replicated(mesh))
@@ -103,7 +104,7 @@ def test_rows_of_a_batch_lie_on_the_data_axis():
 
 
 def test_batches_are_rounded_up_to_the_data_axis():
-    mesh = sharding.make_mesh(4, 2)
+    mesh = tiny.mesh(4, 2)
     assert [sharding.whole_rows(mesh, rows) for rows in (0, 1, 4, 5)] == [4, 4, 4, 8]
     with pytest.raises(InputError, match="a batch of 6 rows does not divide over the 4 devices"):
         sharding.put_rows(mesh, np.zeros((6, 2)))
@@ -121,15 +122,15 @@ def test_batches_are_rounded_up_to_the_data_axis():
 )
 def test_a_mesh_that_does_not_divide_the_lm_is_told(shape, changes, message):
     with pytest.raises(InputError, match=re.escape(message)):
-        sharding.check_lm(sharding.make_mesh(*shape), dataclasses.replace(tiny.LM_CONFIG, **changes))
+        sharding.check_lm(tiny.mesh(*shape), dataclasses.replace(tiny.LM_CONFIG, **changes))
 
 
 def test_few_key_value_heads_and_odd_vocabularies_of_encoders_pass():
-    sharding.check_lm(sharding.make_mesh(2, 4), tiny.LM_CONFIG)  # two key-value heads over four devices
+    sharding.check_lm(tiny.mesh(2, 4), tiny.LM_CONFIG)  # two key-value heads over four devices
     odd = dataclasses.replace(tiny.ENCODER_CONFIG, vocab_size=30_522)
-    sharding.check_encoder(sharding.make_mesh(2, 4), odd)
+    sharding.check_encoder(tiny.mesh(2, 4), odd)
     with pytest.raises(InputError, match="the encoder's heads 4"):
-        sharding.check_encoder(sharding.make_mesh(1, 8), odd)
+        sharding.check_encoder(tiny.mesh(1, 8), odd)
 
 
 def test_the_table_says_what_lies_on_a_device():
