@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-# Machine code as it comes: these programs are tiny, and compiling them is most of what the tests take.
-XLA_FLAGS = "--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
+from processes import ROOT, xla_flags
+
 # Before JAX starts its backend: the mesh tests need more than one device.
-os.environ.setdefault("XLA_FLAGS", XLA_FLAGS.format(devices=8))
+os.environ.setdefault("XLA_FLAGS", xla_flags(devices=8))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import jax
@@ -16,8 +16,6 @@ import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_threefry_partitionable", True)
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="session")

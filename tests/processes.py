@@ -7,8 +7,14 @@ import socket
 import subprocess
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
-from conftest import ROOT, XLA_FLAGS
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def xla_flags(devices: int) -> str:
+    """So many CPU devices; machine code as it comes, for these programs are tiny, and compiling them is most of what the tests take."""
+    return f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
 
 
 def free_port() -> int:
@@ -19,8 +25,7 @@ def free_port() -> int:
 def environment(devices: int, **more: str) -> dict[str, str]:
     """Of a process with this many CPU devices that imports from the checkout and its tests."""
     paths = os.pathsep.join((str(ROOT), str(ROOT / "tests")))
-    flags = XLA_FLAGS.format(devices=devices)
-    return {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": paths, "HF_HUB_OFFLINE": "1", **more}
+    return {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": xla_flags(devices), "PYTHONPATH": paths, "HF_HUB_OFFLINE": "1", **more}
 
 
 def membership(port: int, count: int) -> list[list[str]]:

@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 import tiny
-from conftest import ROOT
+from processes import ROOT
 
 from radit_jax import bench, bench_memory, bench_search, contest, peer
 from radit_jax.errors import InputError

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import processes
 import pytest
-from conftest import ROOT
+from processes import ROOT
 
 from radit_jax import logbook
 from radit_jax.distributed import Cluster, from_environment

@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 import tiny
-from conftest import ROOT
 from flax import nnx
+from processes import ROOT
 
 from radit_jax.errors import InputError
 from radit_jax.models.lm import LmConfig

@@ -7,7 +7,7 @@ import processes
 import pytest
 import search_worker
 import tiny
-from conftest import ROOT
+from processes import ROOT
 
 from radit_jax import sharding
 from radit_jax.data.corpus import PassageStore, build_store

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import processes
 import tiny
-from conftest import ROOT
+from processes import ROOT
 
 from radit_jax.weights.export import export_encoder, export_lm
 
