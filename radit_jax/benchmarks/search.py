@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from radit_jax import contest
-from radit_jax.contest import Work
+from radit_jax.benchmarks import contest
+from radit_jax.benchmarks.contest import Work
 from radit_jax.errors import InputError
 from radit_jax.retrieval.exact import ExactSearcher
 from radit_jax.retrieval.scann import ScannSearcher

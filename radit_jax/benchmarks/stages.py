@@ -17,7 +17,7 @@ import numpy as np
 from flax import nnx
 
 from radit_jax import sharding
-from radit_jax.contest import Work, compare
+from radit_jax.benchmarks.contest import Work, compare
 from radit_jax.data.instances import InstanceMaker
 from radit_jax.data.tokenizer import load_tokenizer
 from radit_jax.errors import InputError

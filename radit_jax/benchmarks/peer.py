@@ -17,7 +17,7 @@ import jax
 from radit_jax.errors import InputError
 from radit_jax.logbook import say
 
-SCRIPTS = Path(__file__).resolve().parents[1] / "tests" / "peers"
+SCRIPTS = Path(__file__).resolve().parents[2] / "tests" / "peers"
 NEEDS = {"torch_peer.py": "torch and transformers", "faiss_peer.py": "faiss-cpu"}
 Run = dict[str, Any]  # of one repetition: seconds, cpu_seconds, peak_mib
 
