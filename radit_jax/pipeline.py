@@ -72,11 +72,8 @@ class Pipeline:
 
     def check_batches(self) -> None:
         """InputError where the mesh does not divide a training batch: told before hours of retrieval and scores, not after."""
-        for field, rows in (("lm_ft.rows", self.config.lm_ft.rows), ("lsr_ft.batch", self.config.lsr_ft.batch)):
-            try:
-                sharding.rows_here(self.mesh, rows)
-            except InputError as error:
-                raise InputError(f"{field}: {error}") from None
+        sharding.check_rows(self.mesh, self.config.lm_ft.rows, "lm_ft.rows")
+        sharding.check_rows(self.mesh, self.config.lsr_ft.batch, "lsr_ft.batch")
 
     # -- corpus, vectors, index ---------------------------------------------------------------------------------------------------------
 

@@ -140,8 +140,7 @@ def put_rows_here(mesh: Mesh, array: np.ndarray, here: np.ndarray, rows: int, ax
 
 
 def _rows_sharding(mesh: Mesh, rows: int, axis: int) -> NamedSharding:
-    if rows % mesh.shape[DATA]:
-        raise InputError(f"a batch of {rows} rows does not divide over the {mesh.shape[DATA]} devices of the mesh's data axis")
+    check_rows(mesh, rows)
     return NamedSharding(mesh, P(*[None] * axis, DATA))
 
 
@@ -165,6 +164,13 @@ def whole_rows(mesh: Mesh, rows: int) -> int:
 
 
 # -- what a mesh cannot cut -------------------------------------------------------------------------------------------------------------
+
+
+def check_rows(mesh: Mesh, rows: int, field: str = "") -> None:
+    """InputError, with the config's field that gives them, where "data" does not divide the rows of a batch."""
+    if rows % mesh.shape[DATA]:
+        where = f"{field}: " if field else ""
+        raise InputError(f"{where}a batch of {rows} rows does not divide over the {mesh.shape[DATA]} devices of the mesh's data axis")
 
 
 def check_lm(mesh: Mesh, config: LmConfig) -> None:

@@ -74,7 +74,7 @@ def lm_step(c: ConfigDict, mesh: Mesh, settings: Settings) -> Program:
     """One update of LM-ft on the configured batch: float32 parameters and AdamW state, products in lm.dtype."""
     config = _lm(c, mesh, settings, rows=c.lm_ft.row_length, param_dtype="float32", remat=c.lm.remat)
     A, B, T, slots = c.lm_ft.accumulate, c.lm_ft.rows, c.lm_ft.row_length, c.lm_ft.output_slots
-    _divides(mesh, B, "config.lm_ft.rows")
+    sharding.check_rows(mesh, B, "lm_ft.rows")
     ints, floats = _rows(mesh, jnp.int32, lead=1), _rows(mesh, jnp.float32, lead=1)
     batch = LmBatch(*(ints(A, B, T) for _ in range(3)), ints(A, B, slots), ints(A, B, slots), floats(A, B, slots))
     step, state = _step(steps.lm_step, abstract_lm(config), c.lm_ft.optimizer, c.lm_ft.steps, mesh, sharding.LM_RULES)
@@ -86,7 +86,7 @@ def lsr_step(c: ConfigDict, mesh: Mesh, settings: Settings) -> Program:
     r, t = c.retriever, c.lsr_ft
     encoder = _encoder(c, mesh, r.query_encoder, "float32")
     B, T, K, E = t.batch, r.max_query_tokens, c.retrieval.k, encoder.config.width
-    _divides(mesh, B, "config.lsr_ft.batch")
+    sharding.check_rows(mesh, B, "lsr_ft.batch")
     ints, floats, bools = (_rows(mesh, dtype) for dtype in (jnp.int32, jnp.float32, jnp.bool_))
     batch = LsrBatch(ints(B, T), bools(B, T), floats(B, K, E), bools(B, K), floats(B, K), ints(B), floats(B, K), floats(B))
     calls = _lsr_calls(c)
@@ -238,8 +238,3 @@ def _data(mesh: Mesh, rows: int) -> str | None:
 def _axis(mesh: Mesh, axis: str, size: int) -> str | None:
     """The axis, if it divides the size."""
     return axis if size % mesh.shape[axis] == 0 else None
-
-
-def _divides(mesh: Mesh, rows: int, field: str) -> None:
-    if rows % mesh.shape[DATA]:
-        raise InputError(f"{field} = {rows} does not divide over the {mesh.shape[DATA]} devices of the mesh's data axis")
