@@ -14,7 +14,7 @@ from radit_jax.data.prompts import (
     background_prompt,
     choice_lines,
     completion_example,
-    dialogue_prompt,
+    dialogue_turns,
     evaluation_example,
     training_example,
 )
@@ -77,7 +77,8 @@ def test_prompt_ends_without_a_space_and_target_begins_with_one(category):
     """Trap 9: the boundary is the same string cut at the same place in training and in evaluation."""
     for seed in range(12):
         example = training_example(Question("q", "who?", (" Ann ",)), seed=seed, category=category)
-        assert example.prompt == example.prompt.rstrip() and example.target == " Ann"
+        assert example.prompt == example.prompt.rstrip()
+        assert example.target in {"chain_of_thought": (" A: Ann", " Answer: Ann")}.get(category, (" Ann",))  # without reasoning
     assert all(template == template.rstrip() for template in EVALUATION_PROMPTS.values())
 
 
@@ -98,7 +99,7 @@ def test_a_rule_that_needs_a_text_of_its_own_says_so():
 
 
 def test_dialogue_takes_all_turns_as_questions_and_answers():
-    assert dialogue_prompt(["Hi.", "Hello.", "Who are you?"]) == "Q: Hi. A: Hello. Q: Who are you? A:"
+    assert dialogue_turns(["Hi.", "Hello.", "Who are you?"]) == "Q: Hi. A: Hello. Q: Who are you?"
 
 
 def _passage(n_words: int) -> Passage:

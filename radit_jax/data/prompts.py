@@ -20,13 +20,18 @@ from radit_jax.types import Example, Passage
 STARTS = ("Q: ", "Question: ", "")
 ANSWER_STARTS = ("A:", "Answer:")
 
-# The prompt of each category, without the background. {start} and {answer_start} are the markers.
+# The prompt of each category, without the background. {start} and {answer_start} are the markers, {history} is what was said before in the
+# form of HISTORY; {question} is the question, with its choices one a line below it.
 TRAINING_PROMPTS = {
+    "dialogue": "{turns} A:",
     "open_qa": "{start}{question}\n{answer_start}",
-    "reading_comprehension": "{start}{question}\n{answer_start}",
+    "reading_comprehension": "{history}{start}{question}\n{answer_start}",
     "summarization": "Summarize this article:\n{answer_start}",
-    "chain_of_thought": "{start}{question}",  # the target is the reasoning, the marker and the answer
+    "chain_of_thought": "{start}{question}",
 }
+HISTORY = "{start}{question}\n{answer_start} {answer}\n"
+# What the LM is to say, where that is more than the answer.
+TRAINING_TARGETS = {"chain_of_thought": "{reasoning} {answer_start} {answer}"}
 # Evaluation has fixed markers.
 EVALUATION_PROMPTS = {
     "qa": "Q: {question}\nA:",
@@ -50,15 +55,19 @@ def as_target(answer: str) -> str:
     return f" {answer.strip()}"
 
 
-def dialogue_prompt(turns: Sequence[str]) -> str:
-    """All turns so far, the first by the user: "Q: … A: … Q: … A:"; ends where the assistant's next turn begins."""
-    marked = (f"{('Q:', 'A:')[n % 2]} {turn.strip()}" for n, turn in enumerate(turns))
-    return " ".join([*marked, "A:"])
+def dialogue_turns(turns: Sequence[str]) -> str:
+    """All turns so far, the first by the user: "Q: … A: … Q: …"."""
+    return " ".join(f"{('Q:', 'A:')[n % 2]} {turn.strip()}" for n, turn in enumerate(turns))
 
 
 def choice_lines(choices: Sequence[str]) -> str:
     """The choices of a multiple-choice question, lettered, one a line."""
     return "\n".join(f"{chr(ord('A') + n)}. {choice}" for n, choice in enumerate(choices))
+
+
+def asked(question: Question) -> str:
+    """The question as it is read: with its choices, if it has any."""
+    return "\n".join(filter(None, [question.question, choice_lines(question.choices)]))
 
 
 def training_example(
@@ -71,30 +80,41 @@ def training_example(
     """
     start = STARTS[_draw(seed, question.id, "start", len(STARTS))]
     answer_start = ANSWER_STARTS[_draw(seed, question.id, "answer start", len(ANSWER_STARTS))]
-    prompt = TRAINING_PROMPTS[category].format(start=start, question=question.question, answer_start=answer_start)
     answer = question.answers[_draw(seed, question.id, "answer", len(question.answers)) if any_answer else 0]
-    return _example(question, prompt, answer, rule)
+    markers = {"start": start, "answer_start": answer_start}
+    said = zip(question.history[::2], question.history[1::2])
+    parts = {
+        **markers,
+        "question": asked(question),
+        "turns": dialogue_turns([*question.history, question.question]),
+        "history": "".join(HISTORY.format(question=q, answer=a, **markers) for q, a in said),
+        "reasoning": question.reasoning or "",
+        "answer": answer.strip(),
+    }
+    target = TRAINING_TARGETS.get(category, "{answer}").format(**parts)
+    return _example(question, TRAINING_PROMPTS[category].format(**parts), target, rule)
 
 
 def evaluation_example(question: Question, *, rule: str = "passages") -> Example:
     """An Example to be asked, with the fixed markers and every accepted answer; its target is the first of them."""
-    return _example(question, EVALUATION_PROMPTS["qa"].format(question=question.question), question.answers[0], rule)
+    return _example(question, EVALUATION_PROMPTS["qa"].format(question=asked(question)), question.answers[0], rule)
 
 
-def _example(question: Question, prompt: str, answer: str, rule: str) -> Example:
+def _example(question: Question, prompt: str, target: str, rule: str) -> Example:
     if rule not in RETRIEVAL_RULES:
         raise InputError(f"retrieval rule {rule!r}, expected one of {', '.join(map(repr, RETRIEVAL_RULES))}")
     if rule != "passages" and question.context is None:
         raise InputError(f"question {question.id!r} has no context, which the retrieval rule {rule!r} needs")
     return Example(
         id=question.id,
-        query=question.question,
+        query="\n".join([*question.history, asked(question)]),
         prompt=prompt,
-        target=as_target(answer),
+        target=as_target(target),
         answers=question.answers,
         background=None if rule == "passages" else question.context,
         retrieve=rule != "own text",
         gold_id=question.gold_id,
+        choices=question.choices,
     )
 
 

@@ -6,7 +6,7 @@ import gzip
 import json
 import logging
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -57,11 +57,20 @@ def json_lines(path: Path, parse: Callable[[dict[str, Any]], T], bad: BadRecords
             yield number, record
 
 
-def text_field(record: dict[str, Any], name: str, *, empty_ok: bool = False) -> str:
+def field(record: Mapping[str, Any], *path: str) -> Any:
+    """The value at a path of nested objects."""
+    value: Any = record
+    for depth, name in enumerate(path):
+        if not isinstance(value, Mapping) or name not in value:
+            found = ", ".join(map(str, value)) or "no fields" if isinstance(value, Mapping) else _short(value)
+            raise BadRecord(f'no field "{".".join(path[: depth + 1])}" (found {found})')
+        value = value[name]
+    return value
+
+
+def text_field(record: Mapping[str, Any], *path: str, empty_ok: bool = False) -> str:
     """A field that must be a text."""
-    if name not in record:
-        raise BadRecord(f'no field "{name}" (found {", ".join(record) or "no fields"})')
-    value = record[name]
+    value, name = field(record, *path), ".".join(path)
     if not isinstance(value, str):
         raise BadRecord(f'field "{name}" is {_short(value)}, expected a text')
     if not value.strip() and not empty_ok:
@@ -70,7 +79,7 @@ def text_field(record: dict[str, Any], name: str, *, empty_ok: bool = False) -> 
     return value
 
 
-def id_field(record: dict[str, Any], name: str) -> str:
+def id_field(record: Mapping[str, Any], name: str) -> str:
     """A field that names something: a text, or a whole number, which is read as its text."""
     if isinstance(record.get(name), int) and not isinstance(record[name], bool):
         return str(record[name])

@@ -1,123 +1,201 @@
-"""Questions from where they are kept: a jsonl file, or a set of tensorflow-datasets read through `data_source` (no TensorFlow)."""
+"""Records from where sets are kept, in the order they are kept in: tensorflow-datasets, the Hub, files as their authors publish them.
+
+tfds: sets are read through `data_source` (ArrayRecord, no TensorFlow). hub: sets are the Parquet files that the Hub makes of every set.
+"""
 
 from __future__ import annotations
 
-import collections
 import contextlib
-import dataclasses
-import hashlib
-import itertools
+import csv
+import gzip
+import importlib
+import io
+import json
 import os
+import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from radit_jax.data.questions import Question
-from radit_jax.data.records import BadRecord, BadRecords, id_field, json_lines, text_field
+import numpy as np
+
+from radit_jax.data.records import BadRecords, json_lines
 from radit_jax.errors import InputError
 
-TFDS = "tfds:"
-UNANSWERABLE = "I don't know"  # the target of SQuAD v2 questions that their text does not answer (SPEC section 3)
+TFDS, HUB = "tfds:", "hub:"
+HUB_PARQUET = "refs/convert/parquet"  # the branch that the Hub keeps for every set, CONFIG/SPLIT/NNNN.parquet
+SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")  # text ones also with .gz
+LISTS = ("data", "Questions")  # under which authors' JSON files keep their records (SQuAD, CoQA, NewsQA; FreebaseQA)
+# tensorflow-datasets knows these by name only once they are imported.
+_IMPORTED = {
+    "web_questions": "question_answering.web_questions",
+    "coqa": "question_answering.coqa",
+    "drop": "text.drop",
+    "gsm8k": "text.gsm8k",
+    "hellaswag": "text.hellaswag",
+    "winogrande": "text.winogrande",
+    "cnn_dailymail": "summarization.cnn_dailymail",
+}
+Placed = Iterator[tuple[str, dict[str, Any]]]  # (where it stands, the record)
 
 
-def load_questions(
-    source: str,
-    *,
-    split: str | None = None,
-    limit: int | None = None,
-    max_bad_records: int = 0,
-    data_dir: str | Path | None = None,
-) -> list[Question]:
-    """The questions of `source`, in its order, at most the first `limit`.
+class NotFetched(InputError):
+    """A set of a catalogue that is not here and cannot be brought here."""
 
-    source: a jsonl(.gz) file of {"question", "answers"[, "id", "gold_id", "context"]}, or `tfds:NAME[/CONFIG]` with a NAME of TFDS_SETS.
-    split: the split of a `tfds:` set, as tensorflow-datasets spells it ("train", "validation[:500]"); a file has none.
-    data_dir: where `tfds:` sets are prepared; by default TFDS_DATA_DIR, else ~/tensorflow_datasets.
-    Raises InputError with the place of the bad record that is one more than `max_bad_records`, and if no question is left.
+
+def records(source: str, split: str | None, bad: BadRecords, data_dir: str | Path | None = None) -> Placed:
+    """The records of `source` with their places, as plain values: texts, numbers, lists, mappings.
+
+    source: `tfds:NAME[/CONFIG]`, `hub:OWNER/NAME[#CONFIG]`, or a file or folder of SUFFIXES.
+    split: as tensorflow-datasets spells it ("train", "validation[:500]") for tfds; a name for the Hub and for a folder; None for a file.
+    data_dir: where tfds sets are prepared; by default TFDS_DATA_DIR, else ~/tensorflow_datasets.
+    Records that are no JSON objects go to `bad`. InputError for what is not there.
     """
-    bad = BadRecords(max_bad_records)
-    questions = _from_tfds(source, split, data_dir, bad) if source.startswith(TFDS) else _from_file(source, split, bad)
-    loaded = list(itertools.islice(questions, limit))
-    if not loaded:
-        raise InputError(f"{source}: no questions (limit {limit}, {bad.count} bad records), expected at least one")
-    return loaded
+    if source.startswith(TFDS):
+        return _tfds(source, split, bad, data_dir)
+    if source.startswith(HUB):
+        return _hub(source, split, bad)
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return _folder(path, split, bad)
+    if not path.is_file():
+        raise InputError(f"{source}: no such file, expected one of {', '.join(SUFFIXES)} (or .gz of it)")
+    if split is not None:
+        raise InputError(f"{source}: a file has no split {split!r}; name the file that holds it")
+    return _file(path, bad)
 
 
 # --- files -------------------------------------------------------------------------------------------------------------------------
 
 
-def _from_file(source: str, split: str | None, bad: BadRecords) -> Iterator[Question]:
-    path = Path(source).expanduser()
-    if not path.is_file():
-        raise InputError(f"{source}: no such file, expected a jsonl(.gz) file of questions or {TFDS}NAME ({', '.join(TFDS_SETS)})")
-    if split is not None:
-        raise InputError(f"{source}: a file has no split {split!r}; name the file that holds it")
-    lines: dict[str, int] = {}  # ids name the rows of what is stored later, so the same id may not come twice
-    for line, question in json_lines(path, _parse_question, bad):
-        if not question.id:
-            question = dataclasses.replace(question, id=f"{path.name.split('.')[0]}-{line}")
-        if question.id in lines:
-            bad.add(f"{path}:{line}", f"the id {question.id!r} was used before, in line {lines[question.id]}")
-            continue
-        lines[question.id] = line
-        yield question
+def _folder(folder: Path, split: str | None, bad: BadRecords) -> Placed:
+    """All files of a folder, or those with the split's name in their path: train/…, train-00000-of-00002.parquet."""
+    named = re.compile(rf"(^|[/_.\-]){re.escape(split)}([/_.\-]|$)" if split else "")
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and _suffix(path) in SUFFIXES)
+    chosen = [path for path in files if named.search(path.relative_to(folder).as_posix())]
+    if not chosen:
+        where = f" with {split!r} in their path" if split else ""
+        raise InputError(f"{folder}: {len(files)} files of {', '.join(SUFFIXES)}, none{where}")
+    for path in chosen:
+        yield from _file(path, bad)
 
 
-def _parse_question(record: dict[str, Any]) -> Question:
-    return Question(
-        id=id_field(record, "id") if record.get("id") is not None else "",
-        question=text_field(record, "question").strip(),
-        answers=_answers(_answer_list(record)),
-        gold_id=id_field(record, "gold_id") if record.get("gold_id") is not None else None,
-        context=text_field(record, "context").strip() if record.get("context") is not None else None,
-    )
+def _suffix(path: Path) -> str:
+    return Path(path.name.removesuffix(".gz")).suffix.lower()
 
 
-def _answer_list(record: dict[str, Any]) -> list[str]:
-    if "answers" not in record:
-        raise BadRecord(f'no field "answers" (found {", ".join(record)})')
-    if not isinstance(record["answers"], list):
-        raise BadRecord(f'field "answers" is a {type(record["answers"]).__name__}, expected a list of texts')
-    return [text_field({"answers": answer}, "answers") for answer in record["answers"]]
+def _file(path: Path, bad: BadRecords) -> Placed:
+    suffix = _suffix(path)
+    if suffix not in SUFFIXES:
+        raise InputError(f"{path}: a {suffix or 'nameless'} file, expected one of {', '.join(SUFFIXES)} (or .gz of it)")
+    try:
+        if suffix == ".parquet":
+            yield from _parquet(path)
+        elif suffix in (".csv", ".tsv"):
+            yield from _table(path, "\t" if suffix == ".tsv" else ",")
+        elif suffix == ".jsonl" or (whole := _json(path)) is None:
+            yield from ((f"{path}:{line}", record) for line, record in json_lines(path, lambda record: record, bad))
+        else:
+            yield from whole
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path}: {error}, expected a readable {suffix} file") from error
 
 
-def _answers(texts: Iterable[str]) -> tuple[str, ...]:
-    """Distinct answers in order, without white space around them."""
-    answers = tuple(dict.fromkeys(text.strip() for text in texts if text.strip()))
-    if not answers:
-        raise BadRecord("the list of answers is empty, expected at least one")
-    return answers
+def _text(path: Path) -> io.TextIOBase:
+    return io.TextIOWrapper(gzip.open(path) if path.name.endswith(".gz") else open(path, "rb"), "utf-8-sig", newline="")
+
+
+def _json(path: Path) -> list[tuple[str, dict[str, Any]]] | None:
+    """The records of one JSON value, or None where the file holds one a line, whatever its name says."""
+    with _text(path) as file:
+        try:
+            value = json.load(file)
+        except ValueError as error:
+            if "Extra data" in str(error):
+                return None
+            raise InputError(f"{path}: not JSON ({error})") from error
+    if isinstance(value, dict):
+        listed = next((value[name] for name in LISTS if isinstance(value.get(name), list)), None)
+        if listed is not None:
+            value = listed
+        elif value and all(isinstance(member, dict) for member in value.values()):
+            value = [{"key": key, **member} for key, member in value.items()]  # a record under each key: PubMedQA, DROP
+        else:
+            value = [value]
+    if not isinstance(value, list) or not all(isinstance(record, dict) for record in value):
+        raise InputError(f"{path}: expected a list of JSON objects, or an object of them")
+    return [(f"{path}, record {n}", record) for n, record in enumerate(value)]
+
+
+def _table(path: Path, delimiter: str) -> Placed:
+    """Rows under the names in the first line."""
+    csv.field_size_limit(1 << 30)
+    with _text(path) as file:
+        quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
+        reader = csv.DictReader(file, delimiter=delimiter, quoting=quoting, restkey="more")
+        for row in reader:
+            yield f"{path}:{reader.line_num}", row
+
+
+def _parquet(path: Path) -> Placed:
+    from pyarrow import ArrowInvalid
+    from pyarrow.parquet import ParquetFile
+
+    try:
+        with ParquetFile(path) as file:
+            rows = (row for batch in file.iter_batches(1024) for row in batch.to_pylist())
+            yield from ((f"{path}, record {n}", row) for n, row in enumerate(rows))
+    except ArrowInvalid as error:
+        raise InputError(f"{path}: {str(error).splitlines()[0]}, expected a readable .parquet file") from error
+
+
+# --- the Hub -----------------------------------------------------------------------------------------------------------------------
+
+
+def _hub(source: str, split: str | None, bad: BadRecords) -> Placed:
+    import huggingface_hub
+
+    name, _, config = source.removeprefix(HUB).partition("#")
+    if split is None:
+        raise InputError(f"{source}: no split is named, expected one such as train")
+    pattern = f"{config or '*'}/{split}/*.parquet"
+    try:
+        folder = huggingface_hub.snapshot_download(name, repo_type="dataset", revision=HUB_PARQUET, allow_patterns=pattern)
+    except Exception as error:  # no network, no such set, a set that wants an account: many kinds
+        raise NotFetched(f"{source}: cannot be fetched ({str(error).strip().splitlines()[0][:120]})") from error
+    files = sorted(Path(folder).glob(pattern))
+    configs = sorted({path.parts[-3] for path in files})
+    if len(configs) != 1:
+        known = ", ".join(configs) or "none"
+        raise InputError(f"{source}, split {split!r}: configurations with it are {known}, expected one (hub:{name}#CONFIG)")
+    for path in files:
+        yield from _file(path, bad)
 
 
 # --- tensorflow-datasets -----------------------------------------------------------------------------------------------------------
 
 
-def _from_tfds(source: str, split: str | None, data_dir: str | Path | None, bad: BadRecords) -> Iterator[Question]:
-    name, _, config = source.removeprefix(TFDS).partition("/")
-    if name not in TFDS_SETS:
-        raise InputError(f"{source}: no such set here, expected one of {', '.join(TFDS + known for known in TFDS_SETS)}")
-    parse = TFDS_SETS[name].parse
-    config = config or TFDS_SETS[name].config
+def _tfds(source: str, split: str | None, bad: BadRecords, data_dir: str | Path | None) -> Placed:
     if split is None:
-        raise InputError(f"{source}: no split is named, expected one such as {' or '.join(TFDS_SETS[name].splits)}")
-    seen: collections.Counter[str] = collections.Counter()
-    for row, record in enumerate(_open_tfds(f"{name}/{config}" if config else name, split, data_dir)):
+        raise InputError(f"{source}: no split is named, expected one such as train")
+    for row, record in enumerate(_open_tfds(source.removeprefix(TFDS), split, data_dir)):
+        where = f"{source} {split}, record {row}"
         try:
-            question = parse(record)
-        except (BadRecord, UnicodeDecodeError) as problem:
-            bad.add(f"{source} {split}, record {row}", problem)
-            continue
-        id = question.id or f"{name}-{_digest(question.question)}"  # not the row: it differs between slices of a split
-        seen[id] += 1  # some sets hold a question twice
-        yield dataclasses.replace(question, id=id if seen[id] == 1 else f"{id}-{seen[id]}")
+            plain = _plain(record)
+        except UnicodeDecodeError as problem:
+            bad.add(where, problem)
+        else:
+            yield where, plain
 
 
 def _open_tfds(name: str, split: str, data_dir: str | Path | None) -> Sequence[Mapping[str, Any]]:
     """The prepared set, prepared now if it is not there yet (which needs a network)."""
-    import tensorflow_datasets as tfds  # here: whoever brings jsonl does not wait for it
-    from tensorflow_datasets.question_answering.web_questions import WebQuestions  # noqa: F401  it is known by name only once imported
+    import tensorflow_datasets as tfds  # here: whoever brings files does not wait for it
 
+    if module := _IMPORTED.get(name.partition("/")[0]):
+        importlib.import_module(f"tensorflow_datasets.{module}")
     tfds.disable_progress_bar()
     data_dir = data_dir or os.environ.get("TFDS_DATA_DIR")  # tfds reads it only when it is imported
     try:
@@ -126,55 +204,19 @@ def _open_tfds(name: str, split: str, data_dir: str | Path | None) -> Sequence[M
     except Exception as error:  # it fails in many ways: unknown config or split, no network, a damaged file, a missing package
         reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
         where = data_dir or "~/tensorflow_datasets (or TFDS_DATA_DIR)"
-        raise InputError(
+        raise NotFetched(
             f"{TFDS}{name}, split {split!r}: {reason}; expected the set prepared as array_record in {where}, or a network to prepare it"
         ) from error
 
 
-def _text(value: bytes | str) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)
-
-
-def _texts(values: Iterable[bytes | str]) -> list[str]:
-    return [_text(value) for value in values]
-
-
-def _digest(text: str) -> str:
-    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
-
-
-def _web_questions(record: Mapping[str, Any]) -> Question:
-    return Question("", _text(record["question"]), _answers(_texts(record["answers"])))
-
-
-def _natural_questions_open(record: Mapping[str, Any]) -> Question:
-    return Question("", _text(record["question"]), _answers(_texts(record["answer"])))
-
-
-def _trivia_qa(record: Mapping[str, Any]) -> Question:
-    """The value first, then its aliases; the test split has neither (its value is "<unk>")."""
-    texts = [text for text in [_text(record["answer"]["value"]), *_texts(record["answer"]["aliases"])] if text != "<unk>"]
-    return Question(_text(record["question_id"]), _text(record["question"]), _answers(texts))
-
-
-def _squad(record: Mapping[str, Any]) -> Question:
-    unanswerable = bool(record.get("is_impossible", False))  # v2.0 only
-    answers = (UNANSWERABLE,) if unanswerable else _answers(_texts(record["answers"]["text"]))
-    return Question(_text(record["id"]), _text(record["question"]).strip(), answers, context=_text(record["context"]))
-
-
-@dataclasses.dataclass(frozen=True)
-class TfdsSet:
-    """How the records of one set become questions, its splits with answers, and the configuration read unless another is named."""
-
-    parse: Callable[[Mapping[str, Any]], Question]  # leaves the id empty where the set has none
-    splits: tuple[str, ...]
-    config: str | None = None
-
-
-TFDS_SETS: dict[str, TfdsSet] = {
-    "web_questions": TfdsSet(_web_questions, ("train", "test")),
-    "natural_questions_open": TfdsSet(_natural_questions_open, ("train", "validation")),
-    "trivia_qa": TfdsSet(_trivia_qa, ("train", "validation"), "unfiltered.nocontext"),  # what open-domain work evaluates on
-    "squad": TfdsSet(_squad, ("train", "validation"), "v1.1"),
-}
+def _plain(value: Any) -> Any:
+    """Texts for bytes, lists for arrays, at any depth. UnicodeDecodeError for bytes that are no UTF-8."""
+    if isinstance(value, bytes):
+        return value.decode()
+    if isinstance(value, Mapping):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, np.ndarray):
+        return _plain(value.tolist())
+    if isinstance(value, (list, tuple)):
+        return [_plain(inner) for inner in value]
+    return value.item() if isinstance(value, np.generic) else value

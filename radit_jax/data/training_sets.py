@@ -1,73 +1,59 @@
-"""One card per set of questions: where it is, what it is asked with, which passages it gets, and whether it may be trained on.
-
-Nothing reaches training but through `training_questions`, which refuses test splits and evaluation-only sets (SPEC section 9, trap 8).
-"""
+"""All sets by name, and the one door to training: it refuses test splits and sets for evaluation (SPEC section 9, trap 8)."""
 
 from __future__ import annotations
 
+import collections
 import dataclasses
+import difflib
+import hashlib
+import itertools
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
-from radit_jax.data.prompts import evaluation_example, training_example
+from radit_jax.data import sources
+from radit_jax.data.card import Card, Record
 from radit_jax.data.questions import Question
-from radit_jax.data.sources import TFDS, load_questions
+from radit_jax.data.records import BadRecord, BadRecords
+from radit_jax.data.sets import chain_of_thought, dialogue, open_qa, reading_comprehension, summarization
+from radit_jax.data.sets.own import own
+from radit_jax.data.sources import HUB, TFDS
 from radit_jax.errors import InputError
-from radit_jax.types import Example
 
-
-@dataclasses.dataclass(frozen=True)
-class Card:
-    """What is to know about one set."""
-
-    name: str
-    source: str  # for sources.load_questions
-    category: str  # of prompts.TRAINING_PROMPTS
-    retrieval: str = "passages"  # of prompts.RETRIEVAL_RULES
-    in_lm_ft: bool = False  # one of the sets of the LM-ft mixture
-    in_r_ft: bool = False  # one of the question answering sets of R-ft
-    size: int | None = None  # training examples, for the mixture; None: count them
-    trainable: bool = True
-    train_split: str | None = "train"  # None: the source has no splits
-    evaluation_split: str | None = None
-
-    def training_examples(self, questions: list[Question], seed: int, any_answer: bool = False) -> list[Example]:
-        """The questions with this set's prompt, random markers and retrieval rule."""
-        return [
-            training_example(question, seed=seed, category=self.category, rule=self.retrieval, any_answer=any_answer)
-            for question in questions
-        ]
-
-    def evaluation_examples(self, questions: list[Question]) -> list[Example]:
-        """The questions with the fixed markers and this set's retrieval rule."""
-        return [evaluation_example(question, rule=self.retrieval) for question in questions]
-
-
-_ALL = [
-    Card("web_questions", "tfds:web_questions", "open_qa", in_lm_ft=True, in_r_ft=True, size=3_778, evaluation_split="test"),
-    Card("squad_v1", "tfds:squad/v1.1", "reading_comprehension", "own text", size=87_599, evaluation_split="validation"),
-    Card("squad_v2", "tfds:squad/v2.0", "reading_comprehension", "own text", in_lm_ft=True, size=130_319, evaluation_split="validation"),
-    # Evaluation only: the paper never trains on them.
-    Card("natural_questions_open", "tfds:natural_questions_open", "open_qa", trainable=False, evaluation_split="validation"),
-    Card("trivia_qa", "tfds:trivia_qa/unfiltered.nocontext", "open_qa", trainable=False, evaluation_split="validation"),
-]
-CARDS: dict[str, Card] = {card.name: card for card in _ALL}
+_ROOMS = (dialogue.CARDS, open_qa.CARDS, reading_comprehension.CARDS, summarization.CARDS, chain_of_thought.CARDS, open_qa.HELD_OUT)
+CARDS: dict[str, Card] = {card.name: card for card in itertools.chain(*_ROOMS)}
 
 
 def card_for(source: str, *, category: str = "open_qa", retrieval: str = "passages") -> Card:
-    """The card with this name or source; any other source is a set of the user's own, with this category and rule."""
+    """The card of `NAME`, of `NAME:PATH` (the authors' files lie at PATH), or of a `tfds:` or `hub:` source.
+
+    Any other source is a file of the user's own, with this category and rule. InputError names near misses.
+    """
     if source in CARDS:
         return CARDS[source]
-    if not source.startswith(TFDS):
-        name = Path(source).name.split(".")[0]
-        return Card(name, source, category, retrieval, in_lm_ft=True, in_r_ft=True, train_split=None)
-    for card in _ALL:
-        if source == card.source or source == card.source.partition("/")[0]:
+    name, colon, path = source.partition(":")
+    if source.startswith((TFDS, HUB)):
+        return _by_source(source)
+    if colon and name in CARDS:
+        train_split = "train" if Path(path).expanduser().is_dir() and CARDS[name].train_split else None
+        return dataclasses.replace(CARDS[name], source=path, train_split=train_split, evaluation_split=None)
+    if colon or not Path(source).suffix:
+        near = difflib.get_close_matches(name, CARDS, n=3)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"expected one of {', '.join(CARDS)}, or a jsonl file"
+        raise InputError(f"{source}: no such set; {hint}")
+    return Card(Path(source).name.split(".")[0], source, own, category, retrieval, in_lm_ft=True, in_r_ft=True, train_split=None)
+
+
+def _by_source(source: str) -> Card:
+    mark = "#" if source.startswith(HUB) else "/"
+    for card in CARDS.values():
+        if source == card.source or source == card.source.partition(mark)[0]:
             return card
-    for card in _ALL:  # another configuration of a set: the same rules, so trivia_qa/rc is not trained on either
-        if source.partition("/")[0] == card.source.partition("/")[0]:
+    for card in CARDS.values():  # another configuration of a set: the same rules, so trivia_qa/rc is not trained on either
+        if source.partition(mark)[0] == card.source.partition(mark)[0]:
             return dataclasses.replace(card, source=source, size=None)
-    raise InputError(f"{source}: no such set, expected one of {', '.join(CARDS)} or a jsonl(.gz) file")
+    known = [card.source for card in CARDS.values() if card.source.startswith(source.partition(":")[0])]
+    raise InputError(f"{source}: no such set here, expected one of {', '.join(known)}")
 
 
 def training_split(card: Card, split: str | None = None) -> str | None:
@@ -86,9 +72,71 @@ def training_split(card: Card, split: str | None = None) -> str | None:
 
 def training_questions(card: Card, *, split: str | None = None, limit: int | None = None, max_bad_records: int = 0) -> list[Question]:
     """The questions of a card to train on. Raises InputError for a test split and for an evaluation-only set."""
-    return load_questions(card.source, split=training_split(card, split), limit=limit, max_bad_records=max_bad_records)
+    return load_questions(card, split=training_split(card, split), limit=limit, max_bad_records=max_bad_records)
 
 
 def evaluation_questions(card: Card, *, split: str | None = None, limit: int | None = None, max_bad_records: int = 0) -> list[Question]:
     """The questions of a card to be asked: of `split`, or of the card's own evaluation split."""
-    return load_questions(card.source, split=split or card.evaluation_split, limit=limit, max_bad_records=max_bad_records)
+    return load_questions(card, split=split or card.evaluation_split, limit=limit, max_bad_records=max_bad_records)
+
+
+def load_questions(
+    card: Card | str,
+    *,
+    split: str | None = None,
+    limit: int | None = None,
+    max_bad_records: int = 0,
+    data_dir: str | Path | None = None,
+) -> list[Question]:
+    """The questions of a card (or of card_for(source)), in the order of its source, at most the first `limit`.
+
+    Raises InputError with the place of the bad record that is one more than `max_bad_records`, and if no question is left.
+    """
+    card = card_for(card) if isinstance(card, str) else card
+    bad = BadRecords(max_bad_records)
+    try:
+        loaded = list(itertools.islice(_questions(card, split, bad, data_dir), limit))
+    except sources.NotFetched as error:
+        by_hand = f"; fetch it by hand ({card.home}) and name it {card.name}:PATH" if card.home else ""
+        raise InputError(f"{error}{by_hand}") from error
+    except BadRecord as problem:  # of a group, which is read whole
+        raise InputError(f"{card.source}: {problem}") from None
+    if not loaded:
+        raise InputError(f"{card.source}: no questions (limit {limit}, {bad.count} bad records), expected at least one")
+    return loaded
+
+
+def _questions(card: Card, split: str | None, bad: BadRecords, data_dir: str | Path | None) -> Iterator[Question]:
+    """Every question with an id of its own. One that a set repeats gets a number; in a file of the user's own that is a bad record."""
+    mine = card.parse is own
+    seen: collections.Counter[str] = collections.Counter()
+    places: dict[str, str] = {}
+    for where, record in _grouped(card, sources.records(card.source, split, bad, data_dir)):
+        try:
+            found = list(card.parse(record))
+        except BadRecord as problem:
+            bad.add(where, problem)
+            continue
+        except (AttributeError, KeyError, TypeError, ValueError) as problem:  # fields of other types than the authors'
+            bad.add(where, f"not a record of {card.name} ({type(problem).__name__}: {problem})")
+            continue
+        for question in found:
+            id = question.id or (f"{card.name}-{where.rpartition(':')[2]}" if mine else f"{card.name}-{_digest(question)}")
+            seen[id] += 1
+            if mine and seen[id] > 1:
+                bad.add(where, f"the id {id!r} was used before, in {places[id]}")
+                continue
+            places[id] = where if mine else ""
+            yield dataclasses.replace(question, id=id if seen[id] == 1 else f"{id}-{seen[id]}")
+
+
+def _grouped(card: Card, placed: sources.Placed) -> Iterator[tuple[str, Record]]:
+    if card.group is None:
+        return placed
+    return ((f"{card.source}, group {n}", record) for n, record in enumerate(card.group(record for _, record in placed)))
+
+
+def _digest(question: Question) -> str:
+    """Not the row: it differs between slices of a split."""
+    text = "\0".join((question.question, *filter(None, [question.context]), *question.history))
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
