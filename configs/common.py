@@ -50,7 +50,9 @@ def base() -> ConfigDict:
     c.corpus.max_words = 60  # of one passage; the paper splits Wikipedia at 200 and CommonCrawl at 100
     c.corpus.max_bad_records = 0  # records that may be skipped before the run stops
 
-    c.train = ConfigDict({"source": "invented", "split": "train", "limit": 150})  # questions to learn from; limit 0 takes all
+    # Questions to learn from: sets separated by commas, each the name of a card (gsm8k), NAME:PATH (the authors' files), tfds:…, hub:…,
+    # or a jsonl file of your own. limit: of each set; 0 takes all. split "" is the card's own.
+    c.train = ConfigDict({"source": "invented", "split": "train", "limit": 150})
     c.test = ConfigDict({"source": "invented", "split": "test", "limit": 80})  # questions of the table
 
     c.retrieval = ConfigDict({"k": 10})  # passages retrieved and scored per question (paper: 10)
@@ -65,6 +67,12 @@ def base() -> ConfigDict:
     c.lm_ft.checkpoint_every = 50
     c.lm_ft.log_every = 10
     c.lm_ft.optimizer = optimizer(peak_lr=1e-4, final_lr=1e-6, warmup_steps=10)
+    c.lm_ft.mixture = ConfigDict()
+    c.lm_ft.mixture.cap = 7_500  # eta: a larger set counts as this many examples (paper: 7,500)
+    c.lm_ft.mixture.dialogue_share = 0.05  # of the dialogue sets together, where there are others (paper: 0.05)
+    c.lm_ft.mixture.text_share = 0.0  # of plain text (paper: 0.10)
+    c.lm_ft.mixture.text_source = ""  # where it comes from, as corpus.source; "" takes the passages of the corpus
+    c.lm_ft.mixture.text_words = 200  # of one piece; tokens past lm_ft.output_slots are left out
 
     c.scoring = ConfigDict({"batch_tokens": 2048})  # padded tokens of one call
 
@@ -88,9 +96,14 @@ def base() -> ConfigDict:
 
     c.evaluate = ConfigDict()
     c.evaluate.k = 3  # passages in the ensemble (paper: 10)
-    c.evaluate.level = "sequence"  # sequence (the paper's) | token (Eq. 2 at every step)
+    c.evaluate.level = "sequence"  # sequence (the paper's) | token (Eq. 2 at every step) | concat (the k passages in one prompt)
     c.evaluate.max_new_tokens = 16
     c.evaluate.batch_tokens = 4096  # prompt tokens of one call
+
+    c.tasks = ConfigDict()  # of launch/evaluate.py --tasks
+    c.tasks.split = ""  # "" is each task's own
+    c.tasks.limit = 2_500  # questions of each (paper, on dev: 2,500); 0 takes all
+    c.tasks.shots = 0  # in-context examples, each with its first passage (paper: 0 and 5)
     return c
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import collections
+import dataclasses
 import json
 from pathlib import Path
 
@@ -9,9 +11,11 @@ from ml_collections import ConfigDict
 
 from radit_jax import artifacts, distributed
 from radit_jax.data import training_sets
+from radit_jax.data.card import Card
 from radit_jax.data.invented import Invented
 from radit_jax.data.questions import Question
-from radit_jax.data.sources import TFDS
+from radit_jax.data.sets.own import own
+from radit_jax.data.sources import HUB, TFDS
 from radit_jax.errors import InputError
 from radit_jax.weights.encoder import check_pair
 from radit_jax.weights.hf import resolve
@@ -31,6 +35,8 @@ def claim(config: ConfigDict, workdir: Path) -> dict[str, str]:
         "retriever.query_encoder": config.retriever.query_encoder,
         "retriever.document_encoder": config.retriever.document_encoder,
     }
+    if config.lm_ft.mixture.text_source:
+        data["lm_ft.mixture.text_source"] = config.lm_ft.mixture.text_source
     found = {field: _data_identity(source) for field, source in data.items()}
     found |= {field: artifacts.identity(resolve(name)) for field, name in checkpoints.items()}
     check_pair(config.retriever.query_encoder, config.retriever.document_encoder)
@@ -48,19 +54,39 @@ def claim(config: ConfigDict, workdir: Path) -> dict[str, str]:
 
 
 def stored_config(workdir: str | Path, default: ConfigDict) -> ConfigDict:
-    """The config that made this workdir, or the default where there is none yet."""
+    """The config that made this workdir, or the default where there is none yet; fields that it did not know are the default's."""
     path = Path(workdir) / CONFIG_FILE
-    return ConfigDict(json.loads(path.read_text())).lock() if path.exists() else default
+    if not path.exists():
+        return default
+    config = ConfigDict(default.to_dict(), type_safe=False)
+    config.update(json.loads(path.read_text()))
+    return config.lock()
 
 
-def questions(config: ConfigDict, part: str) -> list[Question]:
-    """The questions of config.train or config.test. For training, what may not be trained on raises (SPEC trap 8)."""
+def sets(config: ConfigDict, part: str) -> list[tuple[Card, list[Question]]]:
+    """The sets that config.train or config.test names, separated by commas, with their questions: at most `limit` of each.
+
+    For training, what may not be trained on raises (SPEC trap 8). Ids of several sets begin with the set's name.
+    """
     c = config[part]
     if c.source == INVENTED:
-        return _invented_questions(config, part)
+        return [(Card(INVENTED, INVENTED, own, "open_qa", in_lm_ft=True, in_r_ft=True), _invented_questions(config, part))]
     load = training_sets.training_questions if part == "train" else training_sets.evaluation_questions
-    card = training_sets.card_for(c.source)
-    return load(card, split=c.split or None, limit=c.limit or None, max_bad_records=config.corpus.max_bad_records)
+    found = []
+    for source in _sources(c.source):
+        card = training_sets.card_for(source)
+        split = c.split if card.train_split is not None else None  # a file has none
+        found.append((card, load(card, split=split or None, limit=c.limit or None, max_bad_records=config.corpus.max_bad_records)))
+    if len(found) == 1:
+        return found
+    if twice := [name for name, count in collections.Counter(card.name for card, _ in found).items() if count > 1]:
+        raise InputError(f"{part}.source names {twice[0]} twice")
+    named = ((card, [dataclasses.replace(q, id=f"{card.name}/{q.id}") for q in questions]) for card, questions in found)
+    return list(named)
+
+
+def _sources(source: str) -> list[str]:
+    return [name.strip() for name in source.split(",") if name.strip()]
 
 
 def is_invented(corpus_source: str) -> bool:
@@ -92,8 +118,15 @@ def _invented_questions(config: ConfigDict, part: str) -> list[Question]:
 
 def _data_identity(source: str) -> str:
     """The name of generated and catalogued data, the content of files."""
-    if is_invented(source) or source.startswith(TFDS) or source in training_sets.CARDS:
+    if is_invented(source):
         return source
-    if not Path(source).exists():
-        raise InputError(f"{source}: no such file or folder")
-    return artifacts.identity(Path(source))
+    return ", ".join(map(_identity, _sources(source)))
+
+
+def _identity(source: str) -> str:
+    path = training_sets.card_for(source).source if source.partition(":")[0] in training_sets.CARDS else source
+    if path.startswith((TFDS, HUB)):
+        return path
+    if not Path(path).expanduser().exists():
+        raise InputError(f"{path}: no such file or folder")
+    return artifacts.identity(Path(path).expanduser())

@@ -25,7 +25,8 @@ from ml_collections import ConfigDict
 from radit_jax import artifacts, distributed, inputs, sharding
 from radit_jax.artifacts import Artifact
 from radit_jax.checkpoint import load_params
-from radit_jax.data import corpus, training_sets
+from radit_jax.data import corpus, mixture
+from radit_jax.data.card import Card
 from radit_jax.data.instances import InstanceMaker
 from radit_jax.data.prompts import completion_example
 from radit_jax.data.tokenizer import Tokenizer, load_tokenizer
@@ -89,7 +90,7 @@ class Pipeline:
                 return {}
             return corpus.build_store(documents, folder, max_words=c.max_words)
 
-        return self._stage("passages", made_from, write)
+        return self.stage("passages", made_from, write)
 
     @functools.cached_property
     def store(self) -> corpus.PassageStore:
@@ -118,7 +119,7 @@ class Pipeline:
                 min_rows=mesh.size,
             )
 
-        return self._stage("vectors", made_from, write)
+        return self.stage("vectors", made_from, write)
 
     @functools.cached_property
     def searcher(self) -> search.Searcher:
@@ -129,22 +130,26 @@ class Pipeline:
         if kind != "scann":
             return search.make_searcher(kind, self.vectors, mesh=self.mesh, recall=c.approx_recall)
         made_from = {"vectors": self._vectors_artifact.fingerprint, "parts": c.index_parts}
-        index = self._stage("index", made_from, lambda folder: scann.build_index(folder, self.vectors, parts=c.index_parts))
+        index = self.stage("index", made_from, lambda folder: scann.build_index(folder, self.vectors, parts=c.index_parts))
         return scann.ScannSearcher.load(index.path, self.vectors)
 
     # -- questions → examples → passages --------------------------------------------------------------------------------------------------
 
     @functools.cached_property
+    def train_sets(self) -> dict[str, tuple[Card, list[Example]]]:
+        """The sets to learn from, by name, with markers drawn per example. Test splits raise (SPEC trap 8)."""
+        found = inputs.sets(self.config, "train")
+        return {card.name: (card, card.training_examples(questions, self.config.seed)) for card, questions in found}
+
+    @property
     def train_examples(self) -> list[Example]:
-        """The training questions, with markers drawn per example. Test splits raise (SPEC trap 8)."""
-        card = training_sets.card_for(self.config.train.source)
-        return card.training_examples(inputs.questions(self.config, "train"), self.config.seed)
+        """Of all these sets."""
+        return [example for _, examples in self.train_sets.values() for example in examples]
 
     @functools.cached_property
     def test_examples(self) -> list[Example]:
         """The questions of the table."""
-        card = training_sets.card_for(self.config.test.source)
-        return card.evaluation_examples(inputs.questions(self.config, "test"))
+        return [example for card, questions in inputs.sets(self.config, "test") for example in card.evaluation_examples(questions)]
 
     @functools.cached_property
     def completion_examples(self) -> list[Example]:
@@ -182,7 +187,7 @@ class Pipeline:
             found = retrieve.retrieve(examples, self.embed_queries(tuned), self.searcher, self.store, k)
             return retrieve.write_retrieval(folder, found) if distributed.leads() else {}
 
-        artifact = self._stage(f"retrieved-{name}" + ("-tuned" if tuned else ""), made_from, write)
+        artifact = self.stage(f"retrieved-{name}" + ("-tuned" if tuned else ""), made_from, write)
         return artifact, retrieve.Retrieval(artifact.path, examples, self.store)
 
     def embed_queries(self, tuned: bool) -> Callable[[list[str]], np.ndarray]:
@@ -210,19 +215,27 @@ class Pipeline:
             scorer = Scorer(self.lm(False), batch_tokens=self.config.scoring.batch_tokens, mesh=self.mesh)
             return score_retrieval(scorer, InstanceMaker(self.tokenizer, self.config.lm.max_tokens), retrieval, folder)
 
-        return self._stage(f"lm_scores-{name}", made_from, write), retrieval
+        return self.stage(f"lm_scores-{name}", made_from, write), retrieval
 
     @functools.cached_property
     def tuned_lm(self) -> Artifact:
-        """LM-ft (Eq. 3): every example with its k~ passages by the untuned retriever."""
+        """LM-ft (Eq. 3): every example with its k~ passages by the untuned retriever, beside plain text where the mixture has some."""
         c = self.config.lm_ft
         if c.passages > self.config.retrieval.k:
             raise InputError(f"lm_ft.passages is {c.passages}, more than the {self.config.retrieval.k} that retrieval.k retrieves")
-        examples = self.train_examples
-        retrieved, retrieval = self.retrieved("train", examples, self.config.retrieval.k)
+        chosen = {name: (card, examples) for name, (card, examples) in self.train_sets.items() if card.in_lm_ft}
+        if not chosen:
+            raise InputError(f"train.source has no set for LM-ft, only {', '.join(self.train_sets)}")
+        examples = [example for _, of_set in chosen.values() for example in of_set]
+        retrieved, _ = self.retrieved("train", examples, self.config.retrieval.k)
+        dialogues = [name for name, (card, _) in chosen.items() if card.category == "dialogue"]
+        sizes = {name: len(of_set) for name, (_, of_set) in chosen.items()}
+        shares = mixture.lm_ft_shares(sizes, dialogues, cap=c.mixture.cap, dialogue=c.mixture.dialogue_share, text=c.mixture.text_share)
         made_from = {
             "retrieved": retrieved.fingerprint,
             "prompts": digest([(e.id, e.prompt, e.target, e.background) for e in examples]),
+            "shares": shares,
+            "texts": self.texts[0].fingerprint if c.mixture.text_share else None,
             "lm": self.inputs["lm.checkpoint"],
             "options": _that_matter(c),
             "dtype": self.config.lm.dtype,
@@ -230,15 +243,35 @@ class Pipeline:
         }
 
         def write(folder: Path) -> dict[str, Any]:
-            return tune.lm(self.trainable_lm(), self.tokenizer, examples, retrieval, folder, c, mesh=self.mesh, seed=self.config.seed)
+            of_sets = {name: retrieve.Retrieval(retrieved.path, of_set, self.store) for name, (_, of_set) in chosen.items()}
+            texts = self.texts[1] if c.mixture.text_share else ()
+            return tune.lm(self.trainable_lm(), self.tokenizer, of_sets, texts, shares, folder, c, mesh=self.mesh, seed=self.config.seed)
 
-        return self._stage("lm_ft", made_from, write)
+        return self.stage("lm_ft", made_from, write)
+
+    @functools.cached_property
+    def texts(self) -> tuple[Artifact, corpus.PassageStore]:
+        """Plain text for LM-ft: lm_ft.mixture.text_source in pieces of text_words words, or the passages of the corpus."""
+        c = self.config.lm_ft.mixture
+        if not c.text_source:
+            return self.passages, self.store
+        made_from = {"source": self.inputs["lm_ft.mixture.text_source"], "max_words": c.text_words}
+
+        def write(folder: Path) -> dict[str, Any]:
+            documents = corpus.documents(c.text_source, self.config.corpus.max_bad_records)
+            return corpus.build_store(documents, folder, max_words=c.text_words) if distributed.leads() else {}
+
+        artifact = self.stage("texts", made_from, write)
+        return artifact, corpus.PassageStore(artifact.path)
 
     @functools.cached_property
     def tuned_retriever(self) -> Artifact:
         """R-ft (Eq. 5): the query encoder alone, from the stored LM scores."""
         c = self.config.lsr_ft
-        scored = {"train": self.lm_scores("train", self.train_examples)}
+        examples = [example for card, of_set in self.train_sets.values() if card.in_r_ft for example in of_set]
+        if not examples:
+            raise InputError(f"train.source has no set for R-ft, only {', '.join(self.train_sets)}")
+        scored = {"train": self.lm_scores("train", examples)}
         if self.completion_examples:
             scored["completion"] = self.lm_scores("completion", self.completion_examples)
         made_from = {
@@ -265,7 +298,7 @@ class Pipeline:
                 seed=self.config.seed,
             )
 
-        return self._stage("lsr_ft", made_from, write)
+        return self.stage("lsr_ft", made_from, write)
 
     # -- models ---------------------------------------------------------------------------------------------------------------------------
 
@@ -300,10 +333,12 @@ class Pipeline:
     def document_encoder(self) -> nnx.Module:
         return self._load_encoder(self.config.retriever.document_encoder, "float32", self.mesh)
 
-    def ensemble(self, tuned: bool) -> Ensemble:
+    def ensemble(self, tuned: bool, max_new_tokens: int | None = None) -> Ensemble:
         c = self.config.evaluate
         maker = InstanceMaker(self.tokenizer, self.config.lm.max_tokens)
-        return Ensemble(self.lm(tuned), maker, batch_tokens=c.batch_tokens, max_new_tokens=c.max_new_tokens, mesh=self.mesh)
+        return Ensemble(
+            self.lm(tuned), maker, batch_tokens=c.batch_tokens, max_new_tokens=max_new_tokens or c.max_new_tokens, mesh=self.mesh
+        )
 
     def _load_lm(self, dtype: str, **kinds: str) -> nnx.Module:
         c, mesh = self.config.lm, self.mesh
@@ -349,11 +384,11 @@ class Pipeline:
             evaluate.write_row(folder, name, self.test_examples, answers, retrieved)
             return facts
 
-        return self._stage(f"row-{name.replace(' ', '_')}", made_from, write)
+        return self.stage(f"row-{name.replace(' ', '_')}", made_from, write)
 
     # -- shared ---------------------------------------------------------------------------------------------------------------------------
 
-    def _stage(self, name: str, made_from: Mapping[str, Any], write: Callable[[Path], Mapping[str, Any] | None]) -> Artifact:
+    def stage(self, name: str, made_from: Mapping[str, Any], write: Callable[[Path], Mapping[str, Any] | None]) -> Artifact:
         """Makes or opens an artifact, says which, and keeps the wall time it took to make."""
 
         def timed(folder: Path) -> dict[str, Any]:

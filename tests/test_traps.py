@@ -290,7 +290,7 @@ def test_trap_8_the_invented_test_split_is_refused():
     config = common.base()
     config.train.split = "test"
     with pytest.raises(InputError, match="train.split is 'test'"):
-        inputs.questions(config, "train")
+        inputs.sets(config, "train")
 
 
 # -- 9: prompt and target tokenized together -------------------------------------------------------------------------------------

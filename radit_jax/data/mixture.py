@@ -24,6 +24,22 @@ def shares(sizes: Mapping[str, int], *, fixed: Mapping[str, float] | None = None
     return {name: fixed[name] if name in fixed else rest * free[name] / total for name in sizes}
 
 
+TEXT = "text"  # the name of plain text among the sets
+
+
+def lm_ft_shares(sizes: Mapping[str, int], dialogues: Sequence[str], *, cap: int, dialogue: float, text: float) -> dict[str, float]:
+    """Shares of LM-ft (SPEC section 3): `text` for plain text, `dialogue` for the dialogue sets together, the rest by capped size.
+
+    Where there are dialogue sets alone, they get all that plain text leaves.
+    """
+    capped = {name: min(sizes[name], cap) for name in dialogues}
+    of_dialogues = dialogue if len(dialogues) < len(sizes) else 1.0 - text
+    fixed = {name: of_dialogues * size / sum(capped.values()) for name, size in capped.items()}
+    if not text:
+        return shares(sizes, fixed=fixed, cap=cap)
+    return shares({**sizes, TEXT: 1}, fixed={**fixed, TEXT: text}, cap=cap)
+
+
 def mix(sets: Sequence[grain.MapDataset], weights: Sequence[float], *, seed: int) -> grain.MapDataset:
     """Endless mixture: each set is shuffled anew in every epoch and repeated, then drawn from by its weight. Deterministic by seed."""
     endless = [dataset.shuffle(seed=seed + i).repeat() for i, dataset in enumerate(sets)]

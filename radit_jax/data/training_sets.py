@@ -15,13 +15,13 @@ from radit_jax.data import sources
 from radit_jax.data.card import Card, Record
 from radit_jax.data.questions import Question
 from radit_jax.data.records import BadRecord, BadRecords
-from radit_jax.data.sets import chain_of_thought, dialogue, open_qa, reading_comprehension, summarization
+from radit_jax.data.sets import chain_of_thought, commonsense, dialogue, knowledge, open_qa, reading_comprehension, summarization
 from radit_jax.data.sets.own import own
 from radit_jax.data.sources import HUB, TFDS
 from radit_jax.errors import InputError
 
-_ROOMS = (dialogue.CARDS, open_qa.CARDS, reading_comprehension.CARDS, summarization.CARDS, chain_of_thought.CARDS, open_qa.HELD_OUT)
-CARDS: dict[str, Card] = {card.name: card for card in itertools.chain(*_ROOMS)}
+_ROOMS = (dialogue, open_qa, reading_comprehension, summarization, chain_of_thought, knowledge, commonsense)
+CARDS: dict[str, Card] = {card.name: card for room in _ROOMS for card in room.CARDS}
 
 
 def card_for(source: str, *, category: str = "open_qa", retrieval: str = "passages") -> Card:
@@ -35,7 +35,7 @@ def card_for(source: str, *, category: str = "open_qa", retrieval: str = "passag
     if source.startswith((TFDS, HUB)):
         return _by_source(source)
     if colon and name in CARDS:
-        train_split = "train" if Path(path).expanduser().is_dir() and CARDS[name].train_split else None
+        train_split = CARDS[name].train_split if Path(path).expanduser().is_dir() else None
         return dataclasses.replace(CARDS[name], source=path, train_split=train_split, evaluation_split=None)
     if colon or not Path(source).suffix:
         near = difflib.get_close_matches(name, CARDS, n=3)

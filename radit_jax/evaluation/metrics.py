@@ -36,6 +36,14 @@ def _f1(predicted: list[str], expected: list[str]) -> float:
     return 2 * common / (len(predicted) + len(expected))
 
 
+def rouge_l(predictions: Sequence[str], answers: Sequence[Sequence[str]]) -> list[float]:
+    """ROUGE-L (F-measure, stemmed) of each prediction against its best answer, by rouge-score."""
+    from rouge_score.rouge_scorer import RougeScorer  # imports nltk: seconds
+
+    scorer = RougeScorer(["rougeL"], use_stemmer=True)
+    return [float(scorer.score_multi(accepted, text)["rougeL"].fmeasure) for text, accepted in zip(predictions, answers)]
+
+
 def contains_answer(text: str, answers: Sequence[str]) -> bool:
     """Whether a normalised answer stands in the normalised text as whole words."""
     padded = f" {normalize(text)} "

@@ -23,6 +23,24 @@ def table(rows: Sequence[Mapping[str, Any]], *, title: str) -> str:
     return _text(grid)
 
 
+def tasks(
+    rows: Mapping[str, Mapping[str, Any]], metrics: Mapping[str, str], paper: Mapping[str, Mapping[str, float]], *, shots: int
+) -> str:
+    """Systems by tasks: ours with 95 % bootstrap intervals, then the paper's."""
+    grid = Table(title=f"Tasks, {shots}-shot (percent; ours with 95 % bootstrap intervals)", title_justify="left")
+    grid.add_column("system", no_wrap=True)
+    for task, metric in metrics.items():
+        grid.add_column(f"{task} ({metric})", justify="right", no_wrap=True)
+    for name, row in rows.items():
+        grid.add_row(name, *(_cell(row[task]["metrics"][metric]) if task in row else "–" for task, metric in metrics.items()))
+    sizes = [next((row[task]["n"] for row in rows.values() if task in row), 0) for task in metrics]
+    grid.add_row("questions", *(f"{size:,}" for size in sizes), end_section=True)
+    for name, figures in paper.items():
+        if set(figures) & set(metrics):
+            grid.add_row(f"paper: {name}", *(f"{figures[task]:.1f}" if task in figures else "–" for task in metrics))
+    return _text(grid)
+
+
 def differences(pairs: Mapping[str, Mapping[str, Any]]) -> str:
     """Paired differences in points, with their intervals."""
     grid = Table(title="Paired differences (points, 95 % bootstrap interval over questions)", title_justify="left")
@@ -53,7 +71,7 @@ def _cell(value: Mapping[str, Any] | None) -> str:
 
 
 def _text(grid: Table) -> str:
-    console = Console(width=140, color_system=None)
+    console = Console(width=max(140, 24 + 26 * len(grid.columns)), color_system=None)
     with console.capture() as capture:
         console.print(grid)
     return capture.get()

@@ -80,10 +80,15 @@ class Ensemble:
         stops_V = stop_tokens(self.maker.tokenizer, self.lm.config.vocab_size)
         self.stops_V = jax.make_array_from_callback(stops_V.shape, sharding.replicated(self.mesh), lambda index: stops_V[index])
 
-    def prompted(self, example_id: str, prompt: str, backgrounds: Sequence[str | None], logw_K: np.ndarray) -> Prompted:
-        """One prompt per passage, `Background: {passage}\\n\\n{prompt}`; (None,) and weight 1 is the closed book."""
-        room = self.max_new_tokens
-        ids = tuple(self.maker.prompt_ids(prompt, background, room_for=room, example_id=example_id) for background in backgrounds)
+    def prompted(
+        self, example_id: str, prompt: str, backgrounds: Sequence[str | None], logw_K: np.ndarray, *, before: str = ""
+    ) -> Prompted:
+        """One prompt per passage, `Background: {passage}\\n\\n{prompt}`, `before` it in-context examples.
+
+        (None,) and log-weight 0 is the closed book.
+        """
+        how = {"before": before, "room_for": self.max_new_tokens, "example_id": example_id}
+        ids = tuple(self.maker.prompt_ids(prompt, background, **how) for background in backgrounds)
         return Prompted(example_id, ids, np.asarray(logw_K, np.float32))
 
     def generate(
@@ -105,7 +110,14 @@ class Ensemble:
             advance(len(rows))
         return answers
 
-    def choose(self, questions: Sequence[Prompted], choices: Sequence[Sequence[Sequence[int]]], *, ends: bool = False) -> list[np.ndarray]:
+    def choose(
+        self,
+        questions: Sequence[Prompted],
+        choices: Sequence[Sequence[Sequence[int]]],
+        *,
+        ends: bool = False,
+        advance: Callable[[int], None] = lambda n: None,
+    ) -> list[np.ndarray]:
         """log p(choice) by Eq. 2 for every choice (token ids) of every question: the best is the argmax.
 
         `ends` counts the end of the answer as part of it.
@@ -119,6 +131,7 @@ class Ensemble:
             mixed_BxC = _mixed(logp_BxKxC, logw_BxK)
             for b, row in enumerate(rows):
                 out[row] = mixed_BxC[b, : len(choices[row])]
+            advance(len(rows))
         return out
 
     def _sequence_level(self, tokens_BxKxT, lengths_BxK, logw_BxK) -> Iterator[Answer]:

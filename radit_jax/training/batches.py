@@ -13,7 +13,7 @@ import numpy as np
 from radit_jax.data import mixture, packing
 from radit_jax.data.instances import InstanceMaker
 from radit_jax.errors import InputError
-from radit_jax.types import Example, LmBatch, LsrBatch, Retrieved
+from radit_jax.types import Example, Instance, LmBatch, LsrBatch, Passage, Retrieved
 
 OWN_TEXT = -1  # in place of a passage number: the example's own background
 
@@ -49,6 +49,71 @@ class PassageInstances:
         return ", ".join(sorted({self.ids[self.pairs[int(n), 0]] for n in numbers})[:8])
 
 
+class TextInstances:
+    """Plain text to go on with (unsupervised, SPEC section 3): the first tokens of each text are one output, as many as a row can hold."""
+
+    def __init__(self, texts: Sequence[Passage], maker: InstanceMaker, *, output_slots: int):
+        self.texts, self.maker, self.output_slots = texts, maker, output_slots
+        self.room = min(output_slots, maker.max_tokens - 1) - 1  # for bos before them and eos after them
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def __getitem__(self, n: int) -> dict[str, np.ndarray]:
+        passage, tokenizer = self.texts[int(n)], self.maker.tokenizer
+        ids = tokenizer.encode(passage.content)
+        cut = len(ids) > self.room
+        before = self.maker.prompt_ids("", None)
+        tokens = [*before, *ids[: self.room], *([] if cut else [tokenizer.eos_id])]
+        instance = Instance(passage.id, np.asarray(tokens, np.int32), len(before))
+        return packing.features(instance, int(n), self.maker.max_tokens, self.output_slots)
+
+    def describe(self, numbers: np.ndarray) -> str:
+        return ", ".join(sorted({self.texts[int(n)].id for n in numbers})[:8])
+
+
+class MixedInstances:
+    """Several sources side by side, numbered through: `parts` with their `shares` are what a mixture draws from."""
+
+    def __init__(self, sources: Mapping[str, PassageInstances | TextInstances], shares: Mapping[str, float]):
+        self.sources, self.shares = {name: source for name, source in sources.items() if shares[name] > 0}, dict(shares)
+        for name, source in self.sources.items():
+            if not len(source):
+                raise InputError(f"LM-ft has no training examples in {name}")
+        self.firsts = np.cumsum([0, *(len(source) for source in self.sources.values())])
+        self.parts = [_Numbered(source, int(first)) for source, first in zip(self.sources.values(), self.firsts)]
+        one = next(iter(self.sources.values()))
+        self.maker, self.output_slots = one.maker, one.output_slots
+
+    def __len__(self) -> int:
+        return int(self.firsts[-1])
+
+    def __getitem__(self, n: int) -> dict[str, np.ndarray]:
+        at = int(np.searchsorted(self.firsts, n, side="right")) - 1
+        return self.parts[at][n - int(self.firsts[at])]
+
+    def describe(self, numbers: np.ndarray) -> str:
+        """Some examples of a batch, for messages."""
+        at = np.searchsorted(self.firsts, numbers, side="right") - 1
+        parts = zip(self.sources.values(), (numbers[at == i] - self.firsts[i] for i in range(len(self.sources))))
+        return ", ".join(source.describe(own) for source, own in parts if len(own))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Numbered:
+    """A source whose instances are numbered from `first`."""
+
+    source: PassageInstances | TextInstances
+    first: int
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, n: int) -> dict[str, np.ndarray]:
+        features = self.source[int(n)]
+        return {**features, "index": features["index"] + np.int32(self.first)}
+
+
 class Batches:
     """A Grain iterator whose batches are mapped on the way out; its state is the Grain iterator's (JSON)."""
 
@@ -68,15 +133,17 @@ class Batches:
         self._iterator.set_state(state)
 
 
-def lm_batches(source: PassageInstances, *, rows: int, accumulate: int, seed: int, here: np.ndarray | None = None) -> Batches:
+def lm_batches(
+    source: PassageInstances | MixedInstances, *, rows: int, accumulate: int, seed: int, here: np.ndarray | None = None
+) -> Batches:
     """Endless packed batches for lm_step, leaves (accumulate, rows, …), with the instance numbers in each.
 
     Every process packs the same rows, since what fits a row hangs on all before it, and keeps those of its own devices (`here`, of `rows`;
     None: all). So the iterator's state says nothing of how many processes there were.
     """
-    if not len(source):
-        raise InputError("LM-ft has no training examples")
-    instances = mixture.mix([grain.MapDataset.source(source)], [1.0], seed=seed)
+    mixed = source if isinstance(source, MixedInstances) else MixedInstances({"train": source}, {"train": 1.0})
+    parts = [grain.MapDataset.source(part) for part in mixed.parts]
+    instances = mixture.mix(parts, [mixed.shares[name] for name in mixed.sources], seed=seed)
     packed = packing.pack(
         instances, row_length=source.maker.max_tokens, output_slots=source.output_slots, rows=rows * accumulate, seed=seed
     )

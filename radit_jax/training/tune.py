@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from radit_jax import artifacts, distributed, sharding
 from radit_jax.checkpoint import save_params
+from radit_jax.data import mixture
 from radit_jax.data.corpus import PassageStore
 from radit_jax.data.instances import InstanceMaker
 from radit_jax.data.tokenizer import Tokenizer
@@ -23,11 +24,12 @@ from radit_jax.inference.score import read_scores
 from radit_jax.logbook import say
 from radit_jax.models import flash
 from radit_jax.retrieval import embed, encode
+from radit_jax.retrieval.retrieve import Retrieval
 from radit_jax.retrieval.search import Searcher
 from radit_jax.training import batches, loop, steps
 from radit_jax.training.losses import LsrOptions
 from radit_jax.training.optim import OptimizerOptions, make_optimizer
-from radit_jax.types import Example, PyTree, Retrieved
+from radit_jax.types import Passage, PyTree, Retrieved
 
 PARAMS = "params"  # folder of the tuned parameters inside the artifact
 BEST = "best"  # folder of the best parameters so far, while R-ft runs
@@ -39,17 +41,28 @@ VALIDATION_TOKENS = 8192  # of one embedding call
 def lm(
     model: nnx.Module,
     tokenizer: Tokenizer,
-    examples: Sequence[Example],
-    retrieval: Sequence[Retrieved],
+    sets: Mapping[str, Retrieval],
+    texts: Sequence[Passage],
+    shares: Mapping[str, float],
     folder: Path,
     c: ConfigDict,
     *,
     mesh: Mesh,
     seed: int,
 ) -> dict[str, Any]:
-    """LM-ft (paper section 2.2, Eq. 3): trains all weights on packed rows and writes them to `folder`/params. Returns the facts."""
+    """LM-ft (paper section 2.2, Eq. 3): trains all weights on packed rows and writes them to `folder`/params. Returns the facts.
+
+    `sets` are the examples with their passages by set, `texts` plain text (mixture.TEXT among the `shares`).
+    """
     maker = InstanceMaker(tokenizer, c.row_length)
-    source = batches.PassageInstances(retrieval, examples, maker, passages=c.passages, output_slots=c.output_slots)
+    sources: dict[str, Any] = {
+        name: batches.PassageInstances(of_set, of_set.examples, maker, passages=c.passages, output_slots=c.output_slots)
+        for name, of_set in sets.items()
+    }
+    if len(texts):
+        sources[mixture.TEXT] = batches.TextInstances(texts, maker, output_slots=c.output_slots)
+    source = batches.MixedInstances(sources, shares)
+    say(_mixture_table(source, {name: len(of_set) for name, of_set in sets.items()}, c))
     data = batches.lm_batches(source, rows=c.rows, accumulate=c.accumulate, seed=seed, here=sharding.rows_here(mesh, c.rows))
     graphdef, params = nnx.split(model)
     tx = make_optimizer(OptimizerOptions(**c.optimizer.to_dict()), c.steps)
@@ -127,6 +140,25 @@ def query_encoder(
     else:
         save_params(folder / PARAMS, state.params)
     return {**facts, "steps": total, "questions": len(members["train"]), "held_out": len(held_out)}
+
+
+def _mixture_table(source: batches.MixedInstances, examples: Mapping[str, int], c: ConfigDict) -> str:
+    """Sets, sizes, caps, shares and epochs of LM-ft. Epochs go by the mean length of some instances, and by rows that are full."""
+    lengths = {name: np.mean([len(part[int(n)]["tokens"]) for n in _some(part)]) for name, part in source.sources.items()}
+    drawn = c.steps * c.rows * c.accumulate * c.row_length / sum(source.shares[name] * length for name, length in lengths.items())
+    rows = [("set", "examples", "counted as", "instances", "tokens each", "share", "epochs")]
+    for name, part in source.sources.items():
+        size, share = examples.get(name, len(part)), source.shares[name]
+        counted = "–" if name == mixture.TEXT else f"{min(size, c.mixture.cap):,}"
+        shown = f"{len(part):,}", f"{lengths[name]:.0f}", f"{share:.4f}", f"{drawn * share / len(part):.2f}"
+        rows.append((name, f"{size:,}", counted, *shown))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join(f"lm_ft: {row[0].ljust(widths[0])}  " + "  ".join(map(str.rjust, row[1:], widths[1:])) for row in rows)
+
+
+def _some(part: Sequence[Any], count: int = 50) -> np.ndarray:
+    """Numbers of instances, evenly over all of them."""
+    return np.unique(np.linspace(0, len(part) - 1, count).astype(int))
 
 
 class _Validation:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import functools
-import json
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from radit_jax.data.card import Card, Record, checked, chosen, distinct, labelled
 from radit_jax.data.questions import Question
-from radit_jax.data.records import BadRecord, field, id_field, text_field
+from radit_jax.data.records import field, id_field, text_field
 
 NO_ANSWER = "No Answer Present."  # MS MARCO's
 _OPTION = re.compile(r"(?:^|,)\s*['\"]?\s*([a-e])\s*\)")  # of MathQA: "a ) 38 , b ) 27.5 , …"
@@ -69,27 +68,6 @@ def ms_marco(record: Record) -> Iterator[Question]:
     answers = [answer for answer in field(record, "answers") if answer.strip() and answer != NO_ANSWER]
     if answers:
         yield Question(id_field(record, "query_id"), text_field(record, "query").strip(), distinct(answers))
-
-
-def natural_questions_open(record: Record) -> Iterator[Question]:
-    """{"question", "answer": […]}."""
-    yield Question("", text_field(record, "question").strip(), distinct(field(record, "answer")))
-
-
-def trivia_qa(record: Record) -> Iterator[Question]:
-    """{"question_id", "question", "answer": {"value", "aliases"}}: the value first; the test split has neither (its value is "<unk>")."""
-    texts = [field(record, "answer", "value"), *field(record, "answer", "aliases")]
-    yield Question(id_field(record, "question_id"), text_field(record, "question"), distinct(text for text in texts if text != "<unk>"))
-
-
-def popqa(record: Record) -> Iterator[Question]:
-    """{"id", "question", "possible_answers": a list, or its JSON}."""
-    answers = field(record, "possible_answers")
-    try:
-        answers = json.loads(answers) if isinstance(answers, str) else answers
-    except ValueError:
-        raise BadRecord(f'field "possible_answers" is {answers[:40]!r}, expected a list') from None
-    yield Question(id_field(record, "id"), text_field(record, "question").strip(), distinct(answers))
 
 
 def _named(value: Any, name: str) -> Iterator[str]:
@@ -173,24 +151,4 @@ CARDS = (
         home="microsoft.github.io/msmarco (train_v1.1.json.gz)",
         evaluation_split="validation",
     ),
-)
-# Never trained on (SPEC section 7).
-HELD_OUT = (
-    Card(
-        "natural_questions_open",
-        "tfds:natural_questions_open",
-        natural_questions_open,
-        "open_qa",
-        trainable=False,
-        evaluation_split="validation",
-    ),
-    Card(
-        "trivia_qa",
-        "tfds:trivia_qa/unfiltered.nocontext",  # what open-domain work evaluates on
-        trivia_qa,
-        "open_qa",
-        trainable=False,
-        evaluation_split="validation",
-    ),
-    Card("popqa", "hub:akariasai/PopQA", popqa, "open_qa", trainable=False, evaluation_split="test"),
 )
