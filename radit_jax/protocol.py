@@ -117,17 +117,17 @@ class _Prepared:
 
         return pipeline.stage(f"task-{task.name}-{name.replace(' ', '_')}", made_from, write)
 
-    def before(self, retriever_tuned: bool | None) -> str:
-        """The in-context examples as text, each with its own first passage (paper section 3.1)."""
+    def before(self, retriever_tuned: bool | None) -> tuple[str, ...]:
+        """The in-context examples as texts, each with its own first passage (paper section 3.1)."""
         if not self.asked_shots:
-            return ""
+            return ()
         examples = [one.example for one in self.asked_shots]
         passages: list[str | None] = [example.background for example in examples]
         if retriever_tuned is not None:
             found = self.pipeline.retrieved(f"shots-{self.task.name}", examples, 1, tuned=retriever_tuned)[1]
             passages = [own or member.passages[0].content for own, member in zip(passages, found)]
         pairs = zip(self.asked_shots, passages)
-        return "".join(f"{background_prompt(passage, _prompt(one))}{_target(one)}\n\n" for one, passage in pairs)
+        return tuple(f"{background_prompt(passage, _prompt(one))}{_target(one)}\n\n" for one, passage in pairs)
 
 
 def _prompt(one: Asked) -> str:

@@ -42,14 +42,19 @@ class InstanceMaker:
     max_tokens: int
     truncations: Truncations = dataclasses.field(default_factory=Truncations, compare=False)
 
-    def prompt_ids(self, prompt: str, background: str | None, *, before: str = "", room_for: int = 0, example_id: str = "") -> list[int]:
+    def prompt_ids(
+        self, prompt: str, background: str | None, *, before: Sequence[str] = (), room_for: int = 0, example_id: str = ""
+    ) -> list[int]:
         """Ids of `{before}Background: {background}\\n\\n{prompt}` (bos in front if the checkpoint's tokenizer has that convention).
 
-        `before` holds in-context examples. Leaves `room_for` tokens of the row free.
+        `before` holds in-context examples; the first of them are left out where all do not fit. Leaves `room_for` tokens of the row free.
         Raises InputError when even the bare prompt does not fit.
         """
         room = self.max_tokens - room_for
         ids = self._prompt(prompt, background, before)
+        while len(ids) > room and before:
+            before = before[1:]
+            ids = self._prompt(prompt, background, before)
         if len(ids) <= room:
             return ids
         self.truncations.add(example_id)
@@ -62,7 +67,7 @@ class InstanceMaker:
                     f"{self.max_tokens}, even without a passage"
                 )
             keep = max(0, keep - (len(ids) - room))
-            ids = self._prompt(prompt, self.tokenizer.decode(background_ids[:keep]).rstrip("\ufffd"), before)
+            ids = self._prompt(prompt, self.tokenizer.decode(background_ids[:keep]).rstrip("\ufffd"))
         return ids
 
     def target_ids(self, target: str) -> list[int]:
@@ -77,8 +82,8 @@ class InstanceMaker:
         prompt_ids = self.prompt_ids(prompt, background, room_for=len(target_ids), example_id=example_id)
         return Instance(example_id, np.asarray(prompt_ids + target_ids, np.int32), len(prompt_ids))
 
-    def _prompt(self, prompt: str, background: str | None, before: str) -> list[int]:
-        ids = self.tokenizer.encode(before + background_prompt(background, prompt))
+    def _prompt(self, prompt: str, background: str | None, before: Sequence[str] = ()) -> list[int]:
+        ids = self.tokenizer.encode("".join(before) + background_prompt(background, prompt))
         first = self.tokenizer.bos_id if self.tokenizer.add_bos else None
         if first is None and not ids:  # an empty prompt still needs a token to predict from
             first = self.tokenizer.eos_id

@@ -26,7 +26,7 @@ class EvaluateOptions:
     k: int = 10  # passages in the ensemble (paper: 10)
     level: str = "sequence"  # "sequence" as in the paper, "token": the mixture at every step, "concat": k passages in one prompt
     score_scale: float = 1.0  # of the retriever, as in training
-    before: str = ""  # in-context examples, in front of every prompt
+    before: tuple[str, ...] = ()  # in-context examples, in front of every prompt
 
     def __post_init__(self):
         if self.level not in LEVELS:

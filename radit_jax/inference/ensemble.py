@@ -81,7 +81,7 @@ class Ensemble:
         self.stops_V = jax.make_array_from_callback(stops_V.shape, sharding.replicated(self.mesh), lambda index: stops_V[index])
 
     def prompted(
-        self, example_id: str, prompt: str, backgrounds: Sequence[str | None], logw_K: np.ndarray, *, before: str = ""
+        self, example_id: str, prompt: str, backgrounds: Sequence[str | None], logw_K: np.ndarray, *, before: Sequence[str] = ()
     ) -> Prompted:
         """One prompt per passage, `Background: {passage}\\n\\n{prompt}`, `before` it in-context examples.
 
