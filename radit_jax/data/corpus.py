@@ -14,7 +14,7 @@ import itertools
 import json
 import operator
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ import numpy as np
 from array_record.python import array_record_module
 
 from radit_jax import artifacts
-from radit_jax.data import id_index
+from radit_jax.data import id_index, sources
 from radit_jax.data.records import BadRecord, BadRecords, id_field, json_lines, text_field
 from radit_jax.data.sentences import sentences
 from radit_jax.errors import InputError
@@ -31,6 +31,7 @@ from radit_jax.types import Passage
 SHARD_SIZE = 65_536  # passages; a shard ends with a document, so it may hold a few more
 MOST_OPEN = 256  # shards: each is an open file and its table of chunks
 STORE = "store.json"  # written last: a store with it is whole
+BEIR_CORPUS = "corpus.jsonl"  # what makes a folder a BEIR folder
 _TEXT_SUFFIXES = (".txt", ".md")
 _HEADING = re.compile(r"\s*#{1,6}[ \t]+(.+?)[ \t#]*(?:\n|$)")
 # Four passages a chunk: a third smaller on disk than one each, and as fast to read at random (measured, 5-11 microseconds).
@@ -62,27 +63,44 @@ class Documents:
         return next(itertools.islice(placed, number, None))[0]
 
     def _placed(self, bad: BadRecords) -> Iterator[tuple[str, Passage]]:
-        if self.source.is_dir():
+        beir = self.source / BEIR_CORPUS
+        if self.source.is_dir() and not beir.is_file():
             yield from _text_files(self.source, bad)
+        elif self.source.name.removesuffix(".gz").endswith(".tsv"):
+            yield from _rows(self.source, bad)
         else:
-            for line, document in json_lines(self.source, _parse_document, bad):
-                yield f"{self.source}:{line}", document
+            path = beir if self.source.is_dir() else self.source
+            for line, document in json_lines(path, _parse_document, bad):
+                yield f"{path}:{line}", document
 
 
 def documents(source: str | Path, max_bad_records: int = 0) -> Documents:
-    """Documents of a jsonl(.gz) file {"id", "title", "text"}, or of a folder of .txt and .md files.
+    """Documents of a jsonl(.gz) file {"id", "title", "text"[, "section"]} (Atlas's Wikipedia is one), of DPR's psgs_w100.tsv(.gz),
+    of a BEIR folder, or of a folder of .txt and .md files.
 
-    A file's id is its path inside the folder; its title is its first line if that is a Markdown heading, else its name.
+    A text file's id is its path inside the folder; its title is its first line if that is a Markdown heading, else its name.
     Raises InputError (file:line) past `max_bad_records`, and for an empty corpus.
     """
     path = Path(source).expanduser()
     if not path.exists():
-        raise InputError(f"{path}: no such corpus, expected a jsonl(.gz) file or a folder of text files")
+        raise InputError(f"{path}: no such corpus, expected a jsonl(.gz) or tsv(.gz) file, a BEIR folder or a folder of text files")
     return Documents(path, max_bad_records)
 
 
-def _parse_document(record: dict[str, Any]) -> Passage:
-    return Passage(id_field(record, "id"), text_field(record, "title", empty_ok=True).strip(), text_field(record, "text"))
+def _parse_document(record: Mapping[str, Any]) -> Passage:
+    """BEIR says "_id"; Atlas has the section beside the title."""
+    id = id_field(record, "_id" if "id" not in record and "_id" in record else "id")
+    title, section = text_field(record, "title", empty_ok=True).strip(), str(record.get("section") or "").strip()
+    return Passage(id, f"{title}: {section}" if title and section else title or section, text_field(record, "text"))
+
+
+def _rows(path: Path, bad: BadRecords) -> Iterator[tuple[str, Passage]]:
+    """DPR's table: id, text, title."""
+    for where, record in sources.table_rows(path, "\t", quoted=True):
+        try:
+            yield where, _parse_document(record)
+        except BadRecord as problem:
+            bad.add(where, problem)
 
 
 def _text_files(folder: Path, bad: BadRecords) -> Iterator[tuple[str, Passage]]:

@@ -94,12 +94,12 @@ def _file(path: Path, bad: BadRecords) -> Placed:
         if suffix == ".parquet":
             yield from _parquet(path)
         elif suffix in (".csv", ".tsv"):
-            yield from _table(path, "\t" if suffix == ".tsv" else ",")
+            yield from table_rows(path, "\t" if suffix == ".tsv" else ",", quoted=suffix == ".csv")
         elif suffix == ".jsonl" or (whole := _json(path)) is None:
             yield from ((f"{path}:{line}", record) for line, record in json_lines(path, lambda record: record, bad))
         else:
             yield from whole
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error) as error:
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise InputError(f"{path}: {error}, expected a readable {suffix} file") from error
 
 
@@ -129,14 +129,18 @@ def _json(path: Path) -> list[tuple[str, dict[str, Any]]] | None:
     return [(f"{path}, record {n}", record) for n, record in enumerate(value)]
 
 
-def _table(path: Path, delimiter: str) -> Placed:
-    """Rows under the names in the first line."""
+def table_rows(path: Path, delimiter: str, *, quoted: bool) -> Placed:
+    """(place, row) of a table whose first line names its columns; `quoted`: a field may stand in double quotes."""
     csv.field_size_limit(1 << 30)
-    with _text(path) as file:
-        quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
-        reader = csv.DictReader(file, delimiter=delimiter, quoting=quoting, restkey="more")
-        for row in reader:
-            yield f"{path}:{reader.line_num}", row
+    try:
+        with _text(path) as file:
+            reader = csv.DictReader(
+                file, delimiter=delimiter, quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE, restkey="more", restval=""
+            )
+            for row in reader:
+                yield f"{path}:{reader.line_num}", row
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path}: {error}, expected a readable table") from error
 
 
 def _parquet(path: Path) -> Placed:

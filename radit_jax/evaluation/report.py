@@ -41,6 +41,21 @@ def tasks(
     return _text(grid)
 
 
+def retrieval(name: str, found: Mapping[str, Any]) -> str:
+    """Measures by systems, and the paired difference where there are two."""
+    grid = Table(title=f"{name}: {found['n']:,} questions (percent, 95 % bootstrap intervals)", title_justify="left")
+    grid.add_column("measure", no_wrap=True)
+    for system in found["systems"]:
+        grid.add_column(system, justify="right", no_wrap=True)
+    difference = found.get("difference", {})
+    if difference:
+        grid.add_column("difference", justify="right", no_wrap=True)
+    for key in next(iter(found["systems"].values())):
+        cells = [_cell(row[key]) for row in found["systems"].values()]
+        grid.add_row(key, *cells, *([_signed(difference[key])] if difference else []))
+    return _text(grid)
+
+
 def differences(pairs: Mapping[str, Mapping[str, Any]]) -> str:
     """Paired differences in points, with their intervals."""
     grid = Table(title="Paired differences (points, 95 % bootstrap interval over questions)", title_justify="left")
@@ -48,8 +63,7 @@ def differences(pairs: Mapping[str, Mapping[str, Any]]) -> str:
         grid.add_column(column, no_wrap=True)
     for name, by_metric in pairs.items():
         for metric, value in by_metric.items():
-            low, high = value["ci95"]
-            grid.add_row(name, metric, f"{100 * value['mean']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]")
+            grid.add_row(name, metric, _signed(value))
     return _text(grid)
 
 
@@ -68,6 +82,11 @@ def _cell(value: Mapping[str, Any] | None) -> str:
         return "–"
     low, high = value["ci95"]
     return f"{100 * value['mean']:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def _signed(value: Mapping[str, Any]) -> str:
+    low, high = value["ci95"]
+    return f"{100 * value['mean']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
 
 
 def _text(grid: Table) -> str:
