@@ -29,15 +29,16 @@ def claim(config: ConfigDict, workdir: Path) -> dict[str, str]:
 
     A workdir belongs to one set of inputs: another corpus, question file or checkpoint is an InputError that names it.
     """
-    data = {"corpus.source": config.corpus.source, "train.source": config.train.source}
+    corpora = {"corpus.source": config.corpus.source}
     checkpoints = {
         "lm.checkpoint": config.lm.checkpoint,
         "retriever.query_encoder": config.retriever.query_encoder,
         "retriever.document_encoder": config.retriever.document_encoder,
     }
     if config.lm_ft.mixture.text_source:
-        data["lm_ft.mixture.text_source"] = config.lm_ft.mixture.text_source
-    found = {field: _data_identity(source) for field, source in data.items()}
+        corpora["lm_ft.mixture.text_source"] = config.lm_ft.mixture.text_source
+    found = {field: _corpus_identity(source) for field, source in corpora.items()}
+    found["train.source"] = _questions_identity(config.train.source)
     found |= {field: artifacts.identity(resolve(name)) for field, name in checkpoints.items()}
     check_pair(config.retriever.query_encoder, config.retriever.document_encoder)
     path = workdir / INPUTS_FILE
@@ -116,17 +117,25 @@ def _invented_questions(config: ConfigDict, part: str) -> list[Question]:
     return list(encyclopedia.questions(c.split, c.limit or encyclopedia.count(c.split)))
 
 
-def _data_identity(source: str) -> str:
-    """The name of generated and catalogued data, the content of files."""
-    if is_invented(source):
-        return source
-    return ", ".join(map(_identity, _sources(source)))
+def _questions_identity(source: str) -> str:
+    """The name of generated and catalogued sets, the content of files."""
+    return source if is_invented(source) else ", ".join(map(_set_identity, _sources(source)))
 
 
-def _identity(source: str) -> str:
-    path = training_sets.card_for(source).source if source.partition(":")[0] in training_sets.CARDS else source
-    if path.startswith((TFDS, HUB)):
-        return path
-    if not Path(path).expanduser().exists():
+def _set_identity(source: str) -> str:
+    card = training_sets.card_for(source)
+    if card.source.startswith((TFDS, HUB)):
+        return card.source
+    part = "" if card.part == (None, None) else f"[{card.part[0]}:{card.part[1]}]"
+    return _file_identity(card.source) + part
+
+
+def _corpus_identity(source: str) -> str:
+    return source if is_invented(source) else _file_identity(source)
+
+
+def _file_identity(source: str) -> str:
+    path = Path(source).expanduser()
+    if not path.exists():
         raise InputError(f"{path}: no such file or folder")
-    return artifacts.identity(Path(path).expanduser())
+    return artifacts.identity(path)

@@ -563,6 +563,15 @@ def test_json_jsonl_csv_tsv_parquet_gz_and_folders_read_alike(tmp_path):
         load_questions(f"wiki_qa:{tmp_path / 'folder'}", split="dev")
 
 
+def test_a_file_can_be_cut_between_training_and_evaluation(tmp_path):
+    path = write(tmp_path / "records.jsonl", [{"question": f"q{n}", "answer": f"x\n#### {n}"} for n in range(6)])
+    whole = load_questions(f"gsm8k:{path}")
+    assert load_questions(f"gsm8k:{path}[:4]") == whole[:4] and load_questions(f"gsm8k:{path}[4:]") == whole[4:]
+    assert load_questions(f"gsm8k:{path}[1:4]", limit=2) == whole[1:3]
+    with pytest.raises(InputError, match="no questions"):
+        load_questions(f"gsm8k:{path}[9:]")
+
+
 def test_a_set_of_the_hub_is_read_from_its_parquet_branch(tmp_path, monkeypatch):
     pytest.importorskip("pyarrow")
     from pyarrow import Table, parquet

@@ -32,6 +32,7 @@ class Card:
     trainable: bool = True
     train_split: str | None = "train"  # None: the source has no splits
     evaluation_split: str | None = None
+    part: tuple[int | None, int | None] = (None, None)  # of the questions: from, to
 
     def training_examples(self, questions: list[Question], seed: int, any_answer: bool = False) -> list[Example]:
         """The questions with this set's prompt, random markers and retrieval rule."""

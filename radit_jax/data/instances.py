@@ -70,6 +70,10 @@ class InstanceMaker:
             ids = self._prompt(prompt, self.tokenizer.decode(background_ids[:keep]).rstrip("\ufffd"))
         return ids
 
+    def bare_prompt_ids(self, prompt: str) -> list[int]:
+        """Ids of the prompt without a passage, however long."""
+        return self._prompt(prompt, None)
+
     def target_ids(self, target: str) -> list[int]:
         """Ids of y, tokenized on its own."""
         return self.tokenizer.encode(target)

@@ -21,14 +21,19 @@ from radit_jax.data.sources import HUB, TFDS
 from radit_jax.errors import InputError
 
 _ROOMS = (dialogue, open_qa, reading_comprehension, summarization, chain_of_thought, knowledge, commonsense)
+_SLICE = re.compile(r"(.+)\[(\d*):(\d*)\]")
 CARDS: dict[str, Card] = {card.name: card for room in _ROOMS for card in room.CARDS}
 
 
 def card_for(source: str, *, category: str = "open_qa", retrieval: str = "passages") -> Card:
     """The card of `NAME`, of `NAME:PATH` (the authors' files lie at PATH), or of a `tfds:` or `hub:` source.
 
-    Any other source is a file of the user's own, with this category and rule. InputError names near misses.
+    Any other source is a file of the user's own, with this category and rule. A file may end in [FROM:TO]: these of its questions.
+    InputError names near misses.
     """
+    if (sliced := _SLICE.fullmatch(source)) and not source.startswith((TFDS, HUB)):
+        first, last = (int(number) if number else None for number in sliced.group(2, 3))
+        return dataclasses.replace(card_for(sliced[1], category=category, retrieval=retrieval), part=(first, last))
     if source in CARDS:
         return CARDS[source]
     name, colon, path = source.partition(":")
@@ -95,7 +100,7 @@ def load_questions(
     card = card_for(card) if isinstance(card, str) else card
     bad = BadRecords(max_bad_records)
     try:
-        loaded = list(itertools.islice(_questions(card, split, bad, data_dir), limit))
+        loaded = list(itertools.islice(itertools.islice(_questions(card, split, bad, data_dir), *card.part), limit))
     except sources.NotFetched as error:
         by_hand = f"; fetch it by hand ({card.home}) and name it {card.name}:PATH" if card.home else ""
         raise InputError(f"{error}{by_hand}") from error

@@ -71,6 +71,10 @@ class Retrieval:
     def __iter__(self) -> Iterator[Retrieved]:
         return (self[i] for i in range(len(self)))
 
+    def of(self, examples: Sequence[Example]) -> Retrieval:
+        """The same for these examples alone."""
+        return Retrieval(self.found, examples, self.store)
+
     def _places(self) -> list[int]:
         """Where each example is stored: by its id, not by its position."""
         place = {id: at for at, id in enumerate(self.found.example_ids.tolist())}

@@ -29,7 +29,7 @@ from radit_jax.retrieval.search import Searcher
 from radit_jax.training import batches, loop, steps
 from radit_jax.training.losses import LsrOptions
 from radit_jax.training.optim import OptimizerOptions, make_optimizer
-from radit_jax.types import Passage, PyTree, Retrieved
+from radit_jax.types import Example, Passage, PyTree, Retrieved
 
 PARAMS = "params"  # folder of the tuned parameters inside the artifact
 BEST = "best"  # folder of the best parameters so far, while R-ft runs
@@ -55,14 +55,15 @@ def lm(
     `sets` are the examples with their passages by set, `texts` plain text (mixture.TEXT among the `shares`).
     """
     maker = InstanceMaker(tokenizer, c.row_length)
+    fitting = {name: _fitting(name, of_set, maker, c.output_slots) for name, of_set in sets.items()}
     sources: dict[str, Any] = {
         name: batches.PassageInstances(of_set, of_set.examples, maker, passages=c.passages, output_slots=c.output_slots)
-        for name, of_set in sets.items()
+        for name, of_set in fitting.items()
     }
     if len(texts):
         sources[mixture.TEXT] = batches.TextInstances(texts, maker, output_slots=c.output_slots)
     source = batches.MixedInstances(sources, shares)
-    say(_mixture_table(source, {name: len(of_set) for name, of_set in sets.items()}, c))
+    say(_mixture_table(source, {name: len(of_set) for name, of_set in fitting.items()}, c))
     data = batches.lm_batches(source, rows=c.rows, accumulate=c.accumulate, seed=seed, here=sharding.rows_here(mesh, c.rows))
     graphdef, params = nnx.split(model)
     tx = make_optimizer(OptimizerOptions(**c.optimizer.to_dict()), c.steps)
@@ -140,6 +141,25 @@ def query_encoder(
     else:
         save_params(folder / PARAMS, state.params)
     return {**facts, "steps": total, "questions": len(members["train"]), "held_out": len(held_out)}
+
+
+def _fitting(name: str, of_set: Retrieval, maker: InstanceMaker, output_slots: int) -> Retrieval:
+    """The examples whose prompt and answer fit a row even without a passage; says which are left out. InputError if none fits."""
+    kept = [example for example in of_set.examples if _fits(example, maker, output_slots)]
+    left_out = len(of_set.examples) - len(kept)
+    if not left_out:
+        return of_set
+    room = f"a row of {maker.max_tokens} tokens with {output_slots} output slots (lm_ft.row_length, lm_ft.output_slots)"
+    if not kept:
+        raise InputError(f"{name}: none of {left_out} examples fits {room}")
+    first = next(example.id for example in of_set.examples if not _fits(example, maker, output_slots))
+    say(f"lm_ft: {name}: {left_out} of {len(of_set.examples)} examples left out, which do not fit {room} (first: {first})")
+    return of_set.of(kept)
+
+
+def _fits(example: Example, maker: InstanceMaker, output_slots: int) -> bool:
+    outputs = len(maker.target_ids(example.target)) + 1  # and the end
+    return outputs <= output_slots and len(maker.bare_prompt_ids(example.prompt)) + outputs <= maker.max_tokens
 
 
 def _mixture_table(source: batches.MixedInstances, examples: Mapping[str, int], c: ConfigDict) -> str:
