@@ -66,6 +66,8 @@ def base() -> ConfigDict:
     c.lm_ft.steps = 40  # paper: 300 to 500
     c.lm_ft.checkpoint_every = 50
     c.lm_ft.log_every = 10
+    c.lm_ft.dev_tasks = ""  # tasks (as launch/evaluate.py --tasks) by whose mean the checkpoint is chosen; "": the last one is taken
+    c.lm_ft.validate_every = 100  # steps between two looks at them (paper: 100)
     c.lm_ft.optimizer = optimizer(peak_lr=1e-4, final_lr=1e-6, warmup_steps=10)
     c.lm_ft.mixture = ConfigDict()
     c.lm_ft.mixture.cap = 7_500  # eta: a larger set counts as this many examples (paper: 7,500)
@@ -181,19 +183,68 @@ def multi_task(c: ConfigDict) -> ConfigDict:
     return c
 
 
-def llama_65b(c: ConfigDict) -> ConfigDict:
-    """The paper's LM-ft: LLaMA 65B, rows of 2048 tokens, 128 rows a batch (data, checkpoint and mesh are yours to give)."""
-    c.lm.checkpoint = "huggyllama/llama-65b"
+# The 20 sets of LM-ft and the 10 of R-ft (paper, table 1); each is a card of radit_jax/data/sets.
+LM_FT_SETS = (
+    "oasst1,commonsense_qa,math_qa,web_questions,wiki_qa,yahoo_answers_qa,coqa,drop,narrativeqa,newsqa,pubmed_qa,quail,quarel,squad_v2,"
+    "cnn_dailymail,aqua_rat,ecqa,gsm8k,competition_math,strategyqa"
+)
+R_FT_SETS = "oasst1,commonsense_qa,math_qa,web_questions,wiki_qa,yahoo_answers_qa,freebase_qa,ms_marco,pubmed_qa,quarel"
+KILT_DEV = "hotpotqa,fever,aida,zsre,trex,wow"  # six development sets of KILT; the paper does not name them: those it trains on least
+
+
+def _llama(c: ConfigDict, size: str, *, accumulate: int, steps: int) -> ConfigDict:
+    """The paper's LM-ft: rows of 2048 tokens, 20 sets, 10 % plain text, 5 % dialogue, at most 500 steps stopped by KILT's development sets.
+
+    Checkpoint, corpus, data and mesh are yours to give (train.source=NAME:PATH,… for files; lm_ft.dev_tasks likewise).
+    """
+    c.lm.checkpoint = f"huggyllama/llama-{size}"
     c.lm.remat = "full"
     c.lm.max_tokens = 2048
+    c.train = ConfigDict({"source": LM_FT_SETS, "split": "", "limit": 0})
     c.lm_ft.passages = 3  # k~
     c.lm_ft.row_length = 2048
-    c.lm_ft.output_slots = 1024
+    c.lm_ft.output_slots = 1024  # open
     c.lm_ft.rows = 64
-    c.lm_ft.accumulate = 2  # 2 x 64 = 128 rows for 13B and 65B
-    c.lm_ft.steps = 300  # stopped at 500 / 400 / 300 for 7B / 13B / 65B by the KILT dev mean
+    c.lm_ft.accumulate = accumulate  # rows a batch: 64 for 7B, 128 for 13B and 65B
+    c.lm_ft.steps = steps  # 500; stopped at 500 / 400 / 300 for 7B / 13B / 65B by the mean of six development sets of KILT
     c.lm_ft.optimizer = optimizer(peak_lr=1e-5, final_lr=1e-7, warmup_steps=200)
-    return dragon_plus(c)
+    c.lm_ft.mixture.cap = 7_500
+    c.lm_ft.mixture.dialogue_share = 0.05
+    c.lm_ft.mixture.text_share = 0.10
+    c.lm_ft.dev_tasks = KILT_DEV
+    c.lm_ft.validate_every = 100
+    c.tasks.limit = 2_500
+    c = dragon_plus(c)
+    c.train.source = LM_FT_SETS
+    return c
+
+
+def llama_7b(c: ConfigDict) -> ConfigDict:
+    return _llama(c, "7b", accumulate=1, steps=500)
+
+
+def llama_13b(c: ConfigDict) -> ConfigDict:
+    return _llama(c, "13b", accumulate=2, steps=400)
+
+
+def llama_65b(c: ConfigDict) -> ConfigDict:
+    return _llama(c, "65b", accumulate=2, steps=300)
+
+
+def few_shot(c: ConfigDict) -> ConfigDict:
+    """The paper's 64-shot stage: 64 examples of the set at hand, 100 steps from a tuned LM.
+
+    Give the LM that launch/export.py wrote (lm.checkpoint) and the set (train.source=NAME:PATH or a jsonl file); the batch is 8 rows for
+    LLaMA, 32 for RA-DIT.
+    """
+    nq_wiki(c)
+    c.workdir = "runs/few_shot"
+    c.train.limit = 64
+    c.lm_ft.rows = 4
+    c.lm_ft.accumulate = 2  # 8 rows
+    c.lm_ft.steps = 100
+    c.lm_ft.optimizer = optimizer(peak_lr=1e-5, final_lr=1e-6, warmup_steps=0, decay="linear")
+    return c
 
 
 def dragon_plus(c: ConfigDict) -> ConfigDict:
@@ -204,6 +255,7 @@ def dragon_plus(c: ConfigDict) -> ConfigDict:
     c.retriever.normalize = "no"
     c.retriever.score_scale = 1.0  # raw dot products
     c.corpus.max_words = 200
+    c.train = ConfigDict({"source": R_FT_SETS, "split": "", "limit": 0})
     c.retrieval.k = 10
     c.lsr_ft.score = "prob"
     c.lsr_ft.tau = 0.01
@@ -217,7 +269,7 @@ def dragon_plus(c: ConfigDict) -> ConfigDict:
     return c
 
 
-VARIANTS = {"invented": invented, "nq_wiki": nq_wiki, "multi_task": multi_task, "llama_65b": llama_65b, "dragon_plus": dragon_plus}
+VARIANTS = {variant.__name__: variant for variant in (invented, nq_wiki, multi_task, few_shot, llama_7b, llama_13b, llama_65b, dragon_plus)}
 
 
 def variant(c: ConfigDict, name: str) -> ConfigDict:

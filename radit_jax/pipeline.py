@@ -24,6 +24,7 @@ from ml_collections import ConfigDict
 
 from radit_jax import artifacts, distributed, inputs, sharding
 from radit_jax.artifacts import Artifact
+from radit_jax.asking import Asking, asked_facts, mean_of
 from radit_jax.checkpoint import load_params
 from radit_jax.data import corpus, mixture
 from radit_jax.data.card import Card
@@ -31,7 +32,7 @@ from radit_jax.data.instances import InstanceMaker
 from radit_jax.data.prompts import completion_example
 from radit_jax.data.tokenizer import Tokenizer, load_tokenizer
 from radit_jax.errors import InputError
-from radit_jax.evaluation import evaluate
+from radit_jax.evaluation import tasks
 from radit_jax.inference.ensemble import Ensemble
 from radit_jax.inference.score import Scorer, score_retrieval
 from radit_jax.logbook import say
@@ -45,14 +46,6 @@ from radit_jax.weights.encoder import load_encoder
 from radit_jax.weights.lm import load_lm
 
 SCANN_FROM = 20_000  # passages from which index = "auto" builds ScaNN
-# Rows of the table: (name, LM tuned?, query encoder tuned?); None: no retrieval.
-ROWS = {
-    "no retrieval": (False, None),
-    "neither tuned": (False, False),
-    "R-ft only": (False, True),
-    "LM-ft only": (True, False),
-    "both": (True, True),
-}
 
 
 class Pipeline:
@@ -241,6 +234,18 @@ class Pipeline:
             "dtype": self.config.lm.dtype,
             "seed": self.config.seed,
         }
+        dev = [Asking(self, tasks.task_for(name.strip())) for name in c.dev_tasks.split(",") if name.strip()]
+        if dev:
+            options = {"tasks": self.config.tasks.to_dict(), "evaluate": self.config.evaluate.to_dict()}
+            made_from["dev"] = digest([(asking.task.name, asked_facts(asking), options) for asking in dev])
+
+        def develop(lm: nnx.Module) -> dict[str, float]:
+            """The mean of the development tasks with the untuned retriever (SPEC section 3)."""
+            found = {}
+            for asking in dev:
+                ensemble = self.ensemble(lm, max_new_tokens=asking.task.max_new_tokens)
+                found[asking.task.name] = (asking.task.metric, asking.answer(ensemble, tuned=False)[1])
+            return mean_of(found)
 
         def write(folder: Path) -> dict[str, Any]:
             of_sets = {name: retrieve.Retrieval(retrieved.path, of_set, self.store) for name, (_, of_set) in chosen.items()}
@@ -333,12 +338,12 @@ class Pipeline:
     def document_encoder(self) -> nnx.Module:
         return self._load_encoder(self.config.retriever.document_encoder, "float32", self.mesh)
 
-    def ensemble(self, tuned: bool, max_new_tokens: int | None = None) -> Ensemble:
+    def ensemble(self, lm: bool | nnx.Module, max_new_tokens: int | None = None) -> Ensemble:
+        """Of the untuned or the tuned LM (lm: tuned?), or of one that is given."""
         c = self.config.evaluate
         maker = InstanceMaker(self.tokenizer, self.config.lm.max_tokens)
-        return Ensemble(
-            self.lm(tuned), maker, batch_tokens=c.batch_tokens, max_new_tokens=max_new_tokens or c.max_new_tokens, mesh=self.mesh
-        )
+        sizes = {"batch_tokens": c.batch_tokens, "max_new_tokens": max_new_tokens or c.max_new_tokens}
+        return Ensemble(self.lm(lm) if isinstance(lm, bool) else lm, maker, **sizes, mesh=self.mesh)
 
     def _load_lm(self, dtype: str, **kinds: str) -> nnx.Module:
         c, mesh = self.config.lm, self.mesh
@@ -357,34 +362,6 @@ class Pipeline:
     def has(self, stage: str) -> bool:
         """Whether this workdir holds the whole artifact of a stage, of any settings."""
         return any((folder / artifacts.MANIFEST).exists() for folder in self.workdir.glob(f"{stage}-*") if folder.suffix != ".partial")
-
-    # -- the table ------------------------------------------------------------------------------------------------------------------------
-
-    def row(self, name: str) -> Artifact:
-        """One row of the table: `row.json`, `per_question.json`, `answers.json`."""
-        lm_tuned, retriever_tuned = ROWS[name]
-        c = self.config.evaluate
-        k = max(c.k, min(10, self.config.retrieval.k))  # recall@10 is reported whatever the ensemble's k
-        found = None if retriever_tuned is None else self.retrieved("test", self.test_examples, k, tuned=retriever_tuned)
-        made_from = {
-            "name": name,
-            "lm": self.tuned_lm.fingerprint if lm_tuned else self.inputs["lm.checkpoint"],
-            "dtype": self.config.lm.dtype,
-            "retrieved": found[0].fingerprint if found else None,
-            "score_scale": self.config.retriever.score_scale,
-            "questions": digest([(e.id, e.prompt, e.answers) for e in self.test_examples]),
-            "options": c.to_dict(),
-            "max_tokens": self.config.lm.max_tokens,
-        }
-
-        def write(folder: Path) -> dict[str, Any]:
-            options = evaluate.EvaluateOptions(k=c.k, level=c.level, score_scale=self.config.retriever.score_scale)
-            retrieved = None if found is None else list(found[1])
-            answers, facts = evaluate.answer_all(name, self.ensemble(lm_tuned), self.test_examples, retrieved, options)
-            evaluate.write_row(folder, name, self.test_examples, answers, retrieved)
-            return facts
-
-        return self.stage(f"row-{name.replace(' ', '_')}", made_from, write)
 
     # -- shared ---------------------------------------------------------------------------------------------------------------------------
 

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from radit_jax import artifacts, distributed
+from radit_jax.artifacts import Artifact
 from radit_jax.errors import InputError
-from radit_jax.evaluation import metrics, report
-from radit_jax.pipeline import ROWS, Pipeline
+from radit_jax.evaluation import evaluate, metrics, report
+from radit_jax.pipeline import Pipeline, digest
 
+# The systems: (LM tuned?, query encoder tuned?); None: no retrieval.
+ROWS = {
+    "no retrieval": (False, None),
+    "neither tuned": (False, False),
+    "R-ft only": (False, True),
+    "LM-ft only": (True, False),
+    "both": (True, True),
+}
 # What the table claims: (after, before, metric).
 CLAIMS = (
     ("R-ft only", "neither tuned", "recall@1"),
@@ -23,7 +33,7 @@ CLAIMS = (
 
 def make(pipeline: Pipeline, names: Sequence[str] = tuple(ROWS)) -> dict[str, Any]:
     """Makes (or opens) the rows and returns the table as data; it is also written to `workdir/table.json`."""
-    folders = {name: pipeline.row(name).path for name in names}
+    folders = {name: row(pipeline, name).path for name in names}
     rows = [json.loads((folder / "row.json").read_text()) for folder in folders.values()]
     per_question = {name: json.loads((folder / "per_question.json").read_text()) for name, folder in folders.items()}
     differences: dict[str, dict[str, Any]] = {}
@@ -35,6 +45,33 @@ def make(pipeline: Pipeline, names: Sequence[str] = tuple(ROWS)) -> dict[str, An
     if distributed.leads():
         artifacts.write_json(pipeline.workdir / "table.json", value)
     return value
+
+
+def row(pipeline: Pipeline, name: str) -> Artifact:
+    """One row of the table: `row.json`, `per_question.json`, `answers.json`."""
+    lm_tuned, retriever_tuned = ROWS[name]
+    c, examples = pipeline.config, pipeline.test_examples
+    k = max(c.evaluate.k, min(10, c.retrieval.k))  # recall@10 is reported whatever the ensemble's k
+    found = None if retriever_tuned is None else pipeline.retrieved("test", examples, k, tuned=retriever_tuned)
+    made_from = {
+        "name": name,
+        "lm": pipeline.tuned_lm.fingerprint if lm_tuned else pipeline.inputs["lm.checkpoint"],
+        "dtype": c.lm.dtype,
+        "retrieved": found[0].fingerprint if found else None,
+        "score_scale": c.retriever.score_scale,
+        "questions": digest([(e.id, e.prompt, e.answers) for e in examples]),
+        "options": c.evaluate.to_dict(),
+        "max_tokens": c.lm.max_tokens,
+    }
+
+    def write(folder: Path) -> dict[str, Any]:
+        options = evaluate.EvaluateOptions(k=c.evaluate.k, level=c.evaluate.level, score_scale=c.retriever.score_scale)
+        retrieved = None if found is None else list(found[1])
+        answers, facts = evaluate.answer_all(name, pipeline.ensemble(lm_tuned), examples, retrieved, options)
+        evaluate.write_row(folder, name, examples, answers, retrieved)
+        return facts
+
+    return pipeline.stage(f"row-{name.replace(' ', '_')}", made_from, write)
 
 
 def chosen(pipeline: Pipeline, names: Sequence[str] | None) -> list[str]:

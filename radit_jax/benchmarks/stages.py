@@ -155,7 +155,7 @@ def _generate(pipeline: Pipeline, records: int, folder: Path) -> Work:
     """Free-text answers of `records` questions over k passages each, at sequence level; prompts given as token ids on both sides."""
     c = pipeline.config
     _export_lm(pipeline, folder)
-    ensemble = pipeline.ensemble(tuned=False)
+    ensemble = pipeline.ensemble(False)
     logw_K = passage_logweights(np.linspace(0.7, 0.3, K), c.retriever.score_scale)  # typical scores of unit vectors
     questions = [
         ensemble.prompted(m.example.id, m.example.prompt, [passage.content for passage in m.passages], logw_K)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,10 +50,12 @@ def lm(
     *,
     mesh: Mesh,
     seed: int,
+    develop: Callable[[nnx.Module], dict[str, float]] | None = None,
 ) -> dict[str, Any]:
     """LM-ft (paper section 2.2, Eq. 3): trains all weights on packed rows and writes them to `folder`/params. Returns the facts.
 
-    `sets` are the examples with their passages by set, `texts` plain text (mixture.TEXT among the `shares`).
+    `sets` are the examples with their passages by set, `texts` plain text (mixture.TEXT among the `shares`). `develop` measures an LM on
+    the development tasks, every `c.validate_every` steps: the parameters of the best "mean" are kept (SPEC section 3), else the last.
     """
     maker = InstanceMaker(tokenizer, c.row_length)
     fitting = {name: _fitting(name, of_set, maker, c.output_slots) for name, of_set in sets.items()}
@@ -71,17 +74,28 @@ def lm(
     say(sharding.table(state))
     if why := flash.obstacle(model.config.attention, model.config, c.row_length, mesh.shape[sharding.MODEL]):
         say(f"lm_ft: attention without the flash kernel: {why}")
+    best = Best(folder, by="mean") if develop else None
+
+    def validate(params: PyTree, at: int) -> dict[str, float]:
+        found = develop(nnx.merge(graphdef, params))
+        best.keep(found, params, at)
+        return {f"dev_{key}": value for key, value in found.items()}
+
     state, facts = loop.run(
         "lm_ft",
         step,
         state,
         data,
         folder,
-        _loop_options(c, c.steps),
+        _loop_options(c, c.steps, evaluate_every=c.validate_every if develop else 0),
         place=loop.placer(mesh, micro_axis=True, rows=c.rows),
+        evaluate=validate if develop else None,
         describe=source.describe,
     )
-    save_params(folder / PARAMS, state.params)
+    if best is None:
+        save_params(folder / PARAMS, state.params)
+    else:
+        facts |= best.result()
     return {**facts, "steps": c.steps, "instances": len(source), "truncated": maker.truncations.count}
 
 
@@ -135,9 +149,7 @@ def query_encoder(
         describe=lambda numbers: sources["train"].describe(numbers) if len(sources) == 1 else str(numbers[:8]),
     )
     if held_out:
-        if distributed.leads() and (folder / BEST).exists():  # a run killed after this line has renamed it already
-            (folder / BEST).replace(folder / PARAMS)
-        facts |= {f"best_{key}": value for key, value in validate.best.items()}
+        facts |= validate.best.result()
     else:
         save_params(folder / PARAMS, state.params)
     return {**facts, "steps": total, "questions": len(members["train"]), "held_out": len(held_out)}
@@ -181,8 +193,32 @@ def _some(part: Sequence[Any], count: int = 50) -> np.ndarray:
     return np.unique(np.linspace(0, len(part) - 1, count).astype(int))
 
 
+class Best:
+    """The best parameters of a run so far, by one measure: in `folder`/best, with how good they are in best.json."""
+
+    def __init__(self, folder: Path, by: str):
+        self.folder, self.by = folder, by
+        path = folder / BEST_FOUND
+        self.found: dict[str, float] = json.loads(path.read_text()) if path.exists() else {}  # the same on every process
+        distributed.meet("best so far is read")
+
+    def keep(self, found: Mapping[str, float], params: PyTree, step: int) -> None:
+        """Takes the parameters if they are better than all before."""
+        if found[self.by] > self.found.get(self.by, -math.inf):
+            self.found = {**found, "step": step}
+            save_params(self.folder / BEST, params)
+            if distributed.leads():
+                artifacts.write_json(self.folder / BEST_FOUND, self.found)
+
+    def result(self) -> dict[str, float]:
+        """Makes them the result of the run; returns the facts."""
+        if distributed.leads() and (self.folder / BEST).exists():  # a run killed after this line has renamed it already
+            (self.folder / BEST).replace(self.folder / PARAMS)
+        return {f"best_{key}": value for key, value in self.found.items()}
+
+
 class _Validation:
-    """MRR and recall@1 ("the passage holds an answer") on held-out questions; keeps the best parameters on disk."""
+    """MRR and recall@1 ("the passage holds an answer") on held-out questions; keeps the parameters of the best MRR."""
 
     def __init__(
         self,
@@ -196,20 +232,13 @@ class _Validation:
         mesh: Mesh,
     ):
         self.examples = [member.example for member in held_out]
-        self.tokenizer, self.searcher, self.max_tokens, self.folder = tokenizer, searcher, max_tokens, folder
+        self.tokenizer, self.searcher, self.max_tokens, self.store = tokenizer, searcher, max_tokens, store
         self.encode, self.min_rows = encode.on_mesh(graphdef, mesh), mesh.shape[sharding.DATA]
-        self.store = store
-        path = folder / BEST_FOUND
-        self.best: dict[str, float] = json.loads(path.read_text()) if path.exists() else {}  # the same on every process
-        distributed.meet("best so far is read")
+        self.best = Best(folder, by="mrr")
 
     def __call__(self, params: PyTree, step: int) -> dict[str, float]:
         found = self.measure(params)
-        if found["mrr"] > self.best.get("mrr", -1.0):
-            self.best = {**found, "step": step}
-            save_params(self.folder / BEST, params)
-            if distributed.leads():
-                artifacts.write_json(self.folder / BEST_FOUND, self.best)
+        self.best.keep(found, params, step)
         return {f"validation_{key}": value for key, value in found.items()}
 
     def measure(self, params: PyTree) -> dict[str, float]:

@@ -1,0 +1,98 @@
+"""A task as it is asked over the corpus of a pipeline: its questions, its in-context examples, and the passages of both."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from radit_jax.artifacts import Artifact
+from radit_jax.data.prompts import background_prompt
+from radit_jax.data.questions import Question
+from radit_jax.data.training_sets import evaluation_questions
+from radit_jax.errors import InputError
+from radit_jax.evaluation import evaluate, tasks
+from radit_jax.evaluation.tasks import Asked, Task
+from radit_jax.inference.ensemble import Ensemble
+from radit_jax.retrieval.retrieve import Retrieval
+
+if TYPE_CHECKING:
+    from radit_jax.pipeline import Pipeline
+
+DEPTH = 10  # passages looked at for recall@10, whatever the ensemble's k
+
+
+class Asking:
+    """One task with the settings of config.tasks and config.evaluate."""
+
+    def __init__(self, pipeline: Pipeline, task: Task):
+        c = pipeline.config.tasks
+        self.pipeline = pipeline
+        questions = self._questions(task, c.split)
+        shots: list[Question] = []
+        if c.shots:
+            apart = task.card.train_split is not None  # else the source is one file: what is drawn from it is not asked
+            pool = self._questions(task, task.card.train_split) if apart else questions
+            if len(pool) < c.shots + (not apart):
+                raise InputError(f"{task.name}: {c.shots} in-context examples, but only {len(pool)} questions to take them from")
+            drawn = np.random.default_rng(pipeline.config.seed).permutation(len(pool))[: c.shots]
+            shots = [pool[int(n)] for n in drawn]
+            if not apart:
+                taken = {question.id for question in shots}
+                questions = [question for question in questions if question.id not in taken]
+        try:
+            self.task, self.asked = tasks.ask(task, questions[: c.limit or None])
+            _, self.asked_shots = tasks.ask(task, shots)
+        except ValueError as problem:  # an answer that the task does not know
+            raise InputError(f"{task.name}: {problem}") from None
+        self.examples = [one.example for one in self.asked]
+
+    def retrieved(self, tuned: bool | None) -> tuple[Artifact, Retrieval] | None:
+        """The passages by the untuned or the tuned query encoder; None without retrieval, and for a task that has none."""
+        if tuned is None or not self.task.retrieve:
+            return None
+        depth = max(self.pipeline.config.evaluate.k, DEPTH)
+        return self.pipeline.retrieved(f"task-{self.task.name}", self.examples, depth, tuned=tuned)
+
+    def options(self, tuned: bool | None) -> evaluate.EvaluateOptions:
+        c = self.pipeline.config
+        how = {"k": c.evaluate.k, "level": c.evaluate.level, "score_scale": c.retriever.score_scale}
+        return evaluate.EvaluateOptions(**how, before=self._before(tuned if self.task.retrieve else None))
+
+    def answer(self, ensemble: Ensemble, tuned: bool | None) -> tuple[list[dict[str, Any]], dict[str, list[float]], dict[str, float]]:
+        """(a record of every question, per-question metrics, the rate) by one LM and one retriever."""
+        found = self.retrieved(tuned)
+        return evaluate.run_task(self.task, self.asked, ensemble, None if found is None else list(found[1]), self.options(tuned))
+
+    def _questions(self, task: Task, split: str | None) -> list[Question]:
+        most = self.pipeline.config.corpus.max_bad_records
+        split = split or task.card.evaluation_split if task.card.train_split is not None else None  # a file has none
+        return evaluation_questions(task.card, split=split, max_bad_records=most)
+
+    def _before(self, tuned: bool | None) -> tuple[str, ...]:
+        """The in-context examples as texts, each with its own first passage (SPEC section 5)."""
+        if not self.asked_shots:
+            return ()
+        examples = [one.example for one in self.asked_shots]
+        passages: list[str | None] = [example.background for example in examples]
+        if tuned is not None:
+            found = self.pipeline.retrieved(f"shots-{self.task.name}", examples, 1, tuned=tuned)[1]
+            passages = [own or member.passages[0].content for own, member in zip(passages, found)]
+        parts = (one.choices[one.right] if one.choices else (one.example.prompt, one.example.target) for one in self.asked_shots)
+        return tuple(f"{background_prompt(passage, prompt)}{target}\n\n" for passage, (prompt, target) in zip(passages, parts))
+
+
+def mean_of(found: Mapping[str, tuple[str, Mapping[str, list[float]]]]) -> dict[str, float]:
+    """{task: its metric}, and their "mean", of {task: (metric, per-question metrics)}."""
+    by_task = {name: float(np.mean(per_question[metric])) for name, (metric, per_question) in found.items()}
+    return {**by_task, "mean": float(np.mean(list(by_task.values())))}
+
+
+def asked_facts(asking: Asking) -> list[Any]:
+    """What of the questions changes their answers, for fingerprints."""
+    return [_facts(one) for one in asking.asked]
+
+
+def _facts(one: Asked) -> tuple[Any, ...]:
+    return one.example.id, one.example.prompt, one.example.background, one.choices, one.example.answers
