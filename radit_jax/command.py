@@ -34,15 +34,16 @@ def config_flag() -> Any:
 
 
 def pipeline(config: Any) -> Any:
-    """The pipeline of the flags. Without --config and overrides, a workdir is opened with the config that made it."""
+    """The pipeline of the flags. Without --config, a workdir is opened with the config that made it, and overrides go on top."""
     # Slow imports after the flags, so that a wrong flag is answered at once.
     from radit_jax.inputs import stored_config
     from radit_jax.pipeline import Pipeline
 
     _join()
     workdir = flags.FLAGS.workdir or config.value.workdir
-    chosen = any(re.match(r"--?config[.=]", argument) for argument in sys.argv[1:])
-    return Pipeline(config.value if chosen else stored_config(workdir, config.value), workdir)
+    if any(re.match(r"--?config(=|$)", argument) for argument in sys.argv[1:]):
+        return Pipeline(config.value, workdir)
+    return Pipeline(stored_config(workdir, config.value, config_flags.get_override_values(flags.FLAGS["config"])), workdir)
 
 
 def _join() -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import collections
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -54,13 +56,17 @@ def claim(config: ConfigDict, workdir: Path) -> dict[str, str]:
     return found
 
 
-def stored_config(workdir: str | Path, default: ConfigDict) -> ConfigDict:
-    """The config that made this workdir, or the default where there is none yet; fields that it did not know are the default's."""
+def stored_config(workdir: str | Path, default: ConfigDict, overrides: Mapping[str, Any]) -> ConfigDict:
+    """The config that made this workdir with `overrides` ({"lm_ft.steps": 60}) on top; without one yet, the default, which has them.
+
+    Fields that the workdir's config did not know are the default's.
+    """
     path = Path(workdir) / CONFIG_FILE
     if not path.exists():
         return default
     config = ConfigDict(default.to_dict(), type_safe=False)
     config.update(json.loads(path.read_text()))
+    config.update_from_flattened_dict(overrides)
     return config.lock()
 
 

@@ -117,6 +117,68 @@ def test_a_workdir_is_asked_evaluated_and_exported_with_the_config_that_made_it(
         assert (tmp_path / "out" / folder / "model.safetensors").exists()
 
 
+def test_tasks_and_retrieval_are_asked_of_a_workdir_and_not_twice(undisturbed, tmp_path):
+    questions = [
+        {"question": f"which {n}?", "answers": ["moss"], "choices": ["tern", "moss"][:: 1 - 2 * (n % 2)], "gold_id": f"invented1-{n}"}
+        for n in range(7)
+    ]
+    (tmp_path / "choices.jsonl").write_text("".join(json.dumps(one) + "\n" for one in questions))
+    open_ones = [{key: one[key] for key in ("question", "answers")} for one in questions]
+    (tmp_path / "open.jsonl").write_text("".join(json.dumps(one) + "\n" for one in open_ones))
+
+    def short(script: str, *extra: str) -> tuple[str, str]:
+        return finish([str(ROOT / "launch" / f"{script}.py"), f"--workdir={undisturbed}", *extra])
+
+    how = [f"--tasks={tmp_path / 'choices.jsonl'},{tmp_path / 'open.jsonl'}", f"--output={tmp_path / 'tasks.json'}"]
+    shown, _ = short("evaluate", *how, "--rows=no retrieval,both", "--config.tasks.shots=2")
+    found = json.loads((tmp_path / "tasks.json").read_text())
+    assert set(found["rows"]) == {"no retrieval", "both"} and found["metrics"] == {"choices": "acc", "open": "em"}
+    assert all(row[task]["n"] == 5 for row in found["rows"].values() for task in row)  # two of seven are the examples
+    assert "choices (acc)" in shown and "paper" not in shown  # the paper has no 2-shot row
+    _, said = short("evaluate", *how, "--rows=no retrieval,both", "--config.tasks.shots=2", "--config.evaluate.level=concat")
+    assert said.count(": making task-") == 4
+    _, said = short("evaluate", *how, "--rows=no retrieval,both", "--config.tasks.shots=2", "--config.evaluate.level=concat")
+    assert ": making" not in said
+
+    shown, _ = short("retrieval", f"--questions={tmp_path / 'open.jsonl'}", "--k=20", f"--folder={tmp_path / 'found'}")
+    assert "answer mrr" in shown and "difference" in shown
+    runs = {path.name: path.read_text().splitlines() for path in (tmp_path / "found").glob("*.run")}
+    assert set(runs) == {"open.untuned.run", "open.R-ft.run"}
+    for lines in runs.values():
+        assert {tuple(line.split()[1::2])[0] for line in lines} == {"Q0"} and len({line.split()[0] for line in lines}) == 7
+    moved = [json.loads(line) for line in (tmp_path / "found" / "open.moved.jsonl").read_text().splitlines()]
+    assert all(set(row) == {"id", "question", "moved", "before", "after"} for row in moved)
+
+
+def test_a_mixture_is_trained_on_and_the_best_checkpoint_is_that_of_the_development_tasks(models, tmp_path):
+    answers = [("moss", "oak"), ("tern", "loch")]
+    for name, (right, wrong) in zip(("one", "two"), answers):
+        lines = [{"question": f"{name} {n}?", "answers": [right], "reasoning": wrong} for n in range(12)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    lines = [{"question": f"{n} and {n}?", "answer": f"It is {2 * n}.\n#### {2 * n}"} for n in range(12)]
+    (tmp_path / "sums.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    flags = {
+        "goal": "lm_ft",
+        "train.source": f"{tmp_path / 'one.jsonl'},gsm8k:{tmp_path / 'sums.jsonl'}[:8]",
+        "train.split": "",
+        "lm_ft.mixture.text_share": 0.1,
+        "lm_ft.dev_tasks": str(tmp_path / "two.jsonl"),
+        "lm_ft.validate_every": 2,
+    }
+    how = command(models, tmp_path / "w", "train", *(f"--config.{field}={value}" for field, value in flags.items()))
+    shown, said = finish(how)
+    sets = ("one", "gsm8k", "text")
+    table = [line.split() for line in said.splitlines() if line.startswith(tuple(f"lm_ft: {name} " for name in sets))]
+    assert [row[1] for row in table] == list(sets) and [row[2] for row in table[:2]] == ["12", "8"]
+    assert [float(row[-2]) for row in table] == [0.54, 0.36, 0.1]
+    folder = Path(shown.strip())
+    best, facts = json.loads((folder / "best.json").read_text()), json.loads((folder / "manifest.json").read_text())["facts"]
+    assert set(best) == {"two", "mean", "step"} and best["step"] in (2, 4, 6) and facts["best_mean"] == best["mean"]
+    written = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in written if "dev_mean" in line] == [2, 4, 6]
+    assert (folder / "params").is_dir() and not (folder / "best").exists()
+
+
 def test_a_diverged_loss_stops_with_the_step_and_the_examples(models, tmp_path):
     flags = ["--config.goal=lm_ft", "--config.lm_ft.optimizer.peak_lr=1e30", "--config.lm_ft.optimizer.warmup_steps=0"]
     ((code, _, stderr),) = processes.finish([start(command(models, tmp_path, "train", *flags))])

@@ -128,6 +128,9 @@ def query_encoder(
     shares = {"train": 1.0} if len(sources) == 1 else {"train": 1.0 - c.completion_share, "completion": c.completion_share}
     # An epoch is one pass over the questions; the mixture draws the completions beside them.
     total = max(1, round(c.epochs * len(members["train"]) / shares["train"] / c.batch))
+    for name, chosen in members.items():
+        epochs = total * c.batch * shares[name] / len(chosen)
+        say(f"lsr_ft: {name}: {len(chosen):,} examples, share {shares[name]:.4f}, {epochs:.2f} epochs")
     data = batches.lsr_batches(sources, shares=shares, batch=c.batch, seed=seed, here=sharding.rows_here(mesh, c.batch))
     options = LsrOptions(score=c.score, tau=c.tau, direction=c.direction, prior=c.prior, anchor=c.anchor, score_scale=score_scale)
     graphdef, params = nnx.split(model)
