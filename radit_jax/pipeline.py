@@ -250,7 +250,8 @@ class Pipeline:
         def write(folder: Path) -> dict[str, Any]:
             of_sets = {name: retrieve.Retrieval(retrieved.path, of_set, self.store) for name, (_, of_set) in chosen.items()}
             texts = self.texts[1] if c.mixture.text_share else ()
-            return tune.lm(self.trainable_lm(), self.tokenizer, of_sets, texts, shares, folder, c, mesh=self.mesh, seed=self.config.seed)
+            how = {"mesh": self.mesh, "seed": self.config.seed, "develop": develop if dev else None}
+            return tune.lm(self.trainable_lm(), self.tokenizer, of_sets, texts, shares, folder, c, **how)
 
         return self.stage("lm_ft", made_from, write)
 
