@@ -50,6 +50,11 @@ def fingerprint(made_from: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
+def digest(value: Any) -> str:
+    """A short hash of plain data, for fingerprints."""
+    return fingerprint({"value": value})
+
+
 def make(workdir: Path, stage: str, made_from: Mapping[str, Any], write: Callable[[Path], Mapping[str, Any] | None]) -> Artifact:
     """Returns the artifact of `stage` for these inputs, made by `write(folder)` unless it is there already.
 

@@ -22,17 +22,14 @@ from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from radit_jax import artifacts, distributed, inputs, sharding
+from radit_jax import artifacts, distributed, inputs, sharding, trainings
 from radit_jax.artifacts import Artifact
-from radit_jax.asking import Asking, asked_facts, mean_of
 from radit_jax.checkpoint import load_params
-from radit_jax.data import corpus, mixture
+from radit_jax.data import corpus
 from radit_jax.data.card import Card
 from radit_jax.data.instances import InstanceMaker
-from radit_jax.data.prompts import completion_example
 from radit_jax.data.tokenizer import Tokenizer, load_tokenizer
 from radit_jax.errors import InputError
-from radit_jax.evaluation import tasks
 from radit_jax.inference.ensemble import Ensemble
 from radit_jax.inference.score import Scorer, score_retrieval
 from radit_jax.logbook import say
@@ -144,34 +141,12 @@ class Pipeline:
         """The questions of the table."""
         return [example for card, questions in inputs.sets(self.config, "test") for example in card.evaluation_examples(questions)]
 
-    @functools.cached_property
-    def completion_examples(self) -> list[Example]:
-        """Corpus completion for R-ft (paper section 2.4): passages drawn by the seed, each excluded from its own candidates."""
-        c = self.config.lsr_ft
-        if not c.completion_share:
-            return []
-        order = np.random.default_rng(self.config.seed).permutation(len(self.store))
-        half = c.completion_tokens
-        made = []
-        for row in order:
-            example = completion_example(
-                self.store[int(row)], self.tokenizer, n_prompt=half, n_target=half, min_tokens=c.completion_min_tokens
-            )
-            if example is not None:
-                made.append(example)
-            if len(made) == c.completion_examples:
-                return made
-        raise InputError(
-            f"lsr_ft.completion_examples is {c.completion_examples}, but only {len(made)} passages have "
-            f"{c.completion_min_tokens} tokens or more"
-        )
-
     def retrieved(self, name: str, examples: Sequence[Example], k: int, tuned: bool = False) -> tuple[Artifact, retrieve.Retrieval]:
         """The k passages of each example, found once by the untuned or the tuned query encoder."""
         made_from = {
             "vectors": self._vectors_artifact.fingerprint,
             "index": {key: self.config.retriever[key] for key in ("index", "index_parts", "approx_recall")},
-            "queries": digest([(e.id, e.query, e.exclude) for e in examples]),
+            "queries": artifacts.digest([(e.id, e.query, e.exclude) for e in examples]),
             "query_encoder": self.tuned_retriever.fingerprint if tuned else self.inputs["retriever.query_encoder"],
             "k": k,
         }
@@ -198,7 +173,7 @@ class Pipeline:
         retrieved, retrieval = self.retrieved(name, examples, self.config.retrieval.k)
         made_from = {
             "retrieved": retrieved.fingerprint,
-            "prompts": digest([(e.id, e.prompt, e.target) for e in examples]),
+            "prompts": artifacts.digest([(e.id, e.prompt, e.target) for e in examples]),
             "lm": self.inputs["lm.checkpoint"],
             "dtype": self.config.lm.dtype,
             "max_tokens": self.config.lm.max_tokens,
@@ -212,99 +187,13 @@ class Pipeline:
 
     @functools.cached_property
     def tuned_lm(self) -> Artifact:
-        """LM-ft (Eq. 3): every example with its k~ passages by the untuned retriever, beside plain text where the mixture has some."""
-        c = self.config.lm_ft
-        if c.passages > self.config.retrieval.k:
-            raise InputError(f"lm_ft.passages is {c.passages}, more than the {self.config.retrieval.k} that retrieval.k retrieves")
-        chosen = {name: (card, examples) for name, (card, examples) in self.train_sets.items() if card.in_lm_ft}
-        if not chosen:
-            raise InputError(f"train.source has no set for LM-ft, only {', '.join(self.train_sets)}")
-        examples = [example for _, of_set in chosen.values() for example in of_set]
-        retrieved, _ = self.retrieved("train", examples, self.config.retrieval.k)
-        dialogues = [name for name, (card, _) in chosen.items() if card.category == "dialogue"]
-        sizes = {name: len(of_set) for name, (_, of_set) in chosen.items()}
-        shares = mixture.lm_ft_shares(sizes, dialogues, cap=c.mixture.cap, dialogue=c.mixture.dialogue_share, text=c.mixture.text_share)
-        made_from = {
-            "retrieved": retrieved.fingerprint,
-            "prompts": digest([(e.id, e.prompt, e.target, e.background) for e in examples]),
-            "shares": shares,
-            "texts": self.texts[0].fingerprint if c.mixture.text_share else None,
-            "lm": self.inputs["lm.checkpoint"],
-            "options": _that_matter(c),
-            "dtype": self.config.lm.dtype,
-            "seed": self.config.seed,
-        }
-        dev = [Asking(self, tasks.task_for(name.strip())) for name in c.dev_tasks.split(",") if name.strip()]
-        if dev:
-            options = {"tasks": self.config.tasks.to_dict(), "evaluate": self.config.evaluate.to_dict()}
-            made_from["dev"] = digest([(asking.task.name, asked_facts(asking), options) for asking in dev])
-
-        def develop(lm: nnx.Module) -> dict[str, float]:
-            """The mean of the development tasks with the untuned retriever (SPEC section 3)."""
-            found = {}
-            for asking in dev:
-                ensemble = self.ensemble(lm, max_new_tokens=asking.task.max_new_tokens)
-                found[asking.task.name] = (asking.task.metric, asking.answer(ensemble, tuned=False)[1])
-            return mean_of(found)
-
-        def write(folder: Path) -> dict[str, Any]:
-            of_sets = {name: retrieve.Retrieval(retrieved.path, of_set, self.store) for name, (_, of_set) in chosen.items()}
-            texts = self.texts[1] if c.mixture.text_share else ()
-            how = {"mesh": self.mesh, "seed": self.config.seed, "develop": develop if dev else None}
-            return tune.lm(self.trainable_lm(), self.tokenizer, of_sets, texts, shares, folder, c, **how)
-
-        return self.stage("lm_ft", made_from, write)
-
-    @functools.cached_property
-    def texts(self) -> tuple[Artifact, corpus.PassageStore]:
-        """Plain text for LM-ft: lm_ft.mixture.text_source in pieces of text_words words, or the passages of the corpus."""
-        c = self.config.lm_ft.mixture
-        if not c.text_source:
-            return self.passages, self.store
-        made_from = {"source": self.inputs["lm_ft.mixture.text_source"], "max_words": c.text_words}
-
-        def write(folder: Path) -> dict[str, Any]:
-            documents = corpus.documents(c.text_source, self.config.corpus.max_bad_records)
-            return corpus.build_store(documents, folder, max_words=c.text_words) if distributed.leads() else {}
-
-        artifact = self.stage("texts", made_from, write)
-        return artifact, corpus.PassageStore(artifact.path)
+        """LM-ft (Eq. 3)."""
+        return trainings.lm_ft(self)
 
     @functools.cached_property
     def tuned_retriever(self) -> Artifact:
-        """R-ft (Eq. 5): the query encoder alone, from the stored LM scores."""
-        c = self.config.lsr_ft
-        examples = [example for card, of_set in self.train_sets.values() if card.in_r_ft for example in of_set]
-        if not examples:
-            raise InputError(f"train.source has no set for R-ft, only {', '.join(self.train_sets)}")
-        scored = {"train": self.lm_scores("train", examples)}
-        if self.completion_examples:
-            scored["completion"] = self.lm_scores("completion", self.completion_examples)
-        made_from = {
-            "scores": {name: artifact.fingerprint for name, (artifact, _) in scored.items()},
-            "query_encoder": self.inputs["retriever.query_encoder"],
-            "options": _that_matter(c),
-            "score_scale": self.config.retriever.score_scale,
-            "seed": self.config.seed,
-        }
-
-        def write(folder: Path) -> dict[str, Any]:
-            encoder = self._load_encoder(self.config.retriever.query_encoder, "float32", self.mesh)
-            return tune.query_encoder(
-                encoder,
-                load_tokenizer(self.config.retriever.query_encoder),
-                {name: (artifact.path, retrieval) for name, (artifact, retrieval) in scored.items()},
-                self.searcher,
-                self.store,
-                folder,
-                c,
-                score_scale=self.config.retriever.score_scale,
-                max_query_tokens=self.config.retriever.max_query_tokens,
-                mesh=self.mesh,
-                seed=self.config.seed,
-            )
-
-        return self.stage("lsr_ft", made_from, write)
+        """R-ft (Eq. 5)."""
+        return trainings.r_ft(self)
 
     # -- models ---------------------------------------------------------------------------------------------------------------------------
 
@@ -384,13 +273,3 @@ class Pipeline:
             say(f"{name}: {'already there, skipped' if artifact.reused else 'done'} ({shown})")
         self.seconds[name] = artifact.facts["seconds"]
         return artifact
-
-
-def _that_matter(c: ConfigDict) -> dict[str, Any]:
-    """The fields of a training config that change its result."""
-    return {key: value for key, value in c.to_dict().items() if key not in ("checkpoint_every", "log_every")}
-
-
-def digest(value: Any) -> str:
-    """A short hash of plain data, for fingerprints."""
-    return artifacts.fingerprint({"value": value})

@@ -11,7 +11,7 @@ from radit_jax import artifacts, distributed
 from radit_jax.artifacts import Artifact
 from radit_jax.errors import InputError
 from radit_jax.evaluation import evaluate, metrics, report
-from radit_jax.pipeline import Pipeline, digest
+from radit_jax.pipeline import Pipeline
 
 # The systems: (LM tuned?, query encoder tuned?); None: no retrieval.
 ROWS = {
@@ -59,7 +59,7 @@ def row(pipeline: Pipeline, name: str) -> Artifact:
         "dtype": c.lm.dtype,
         "retrieved": found[0].fingerprint if found else None,
         "score_scale": c.retriever.score_scale,
-        "questions": digest([(e.id, e.prompt, e.answers) for e in examples]),
+        "questions": artifacts.digest([(e.id, e.prompt, e.answers) for e in examples]),
         "options": c.evaluate.to_dict(),
         "max_tokens": c.lm.max_tokens,
     }

@@ -1,0 +1,158 @@
+"""The two trainings as stages of a pipeline: which examples, in which mixture, with which passages and scores (paper section 2)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from flax import nnx
+from ml_collections import ConfigDict
+
+from radit_jax import distributed
+from radit_jax.artifacts import Artifact, digest
+from radit_jax.asking import Asking, asked_facts, mean_of
+from radit_jax.data import corpus, mixture
+from radit_jax.data.prompts import completion_example
+from radit_jax.data.tokenizer import load_tokenizer
+from radit_jax.errors import InputError
+from radit_jax.evaluation import tasks
+from radit_jax.retrieval.retrieve import Retrieval
+from radit_jax.training import tune
+from radit_jax.types import Example
+
+if TYPE_CHECKING:
+    from radit_jax.pipeline import Pipeline
+
+
+# -- LM-ft --------------------------------------------------------------------------------------------------------------------------------
+
+
+def lm_ft(pipeline: Pipeline) -> Artifact:
+    """LM-ft (Eq. 3): every example with its k~ passages by the untuned retriever, beside plain text where the mixture has some."""
+    config, c = pipeline.config, pipeline.config.lm_ft
+    if c.passages > config.retrieval.k:
+        raise InputError(f"lm_ft.passages is {c.passages}, more than the {config.retrieval.k} that retrieval.k retrieves")
+    chosen = {name: (card, examples) for name, (card, examples) in pipeline.train_sets.items() if card.in_lm_ft}
+    if not chosen:
+        raise InputError(f"train.source has no set for LM-ft, only {', '.join(pipeline.train_sets)}")
+    examples = [example for _, of_set in chosen.values() for example in of_set]
+    retrieved, _ = pipeline.retrieved("train", examples, config.retrieval.k)
+    dialogues = [name for name, (card, _) in chosen.items() if card.category == "dialogue"]
+    sizes = {name: len(of_set) for name, (_, of_set) in chosen.items()}
+    shares = mixture.lm_ft_shares(sizes, dialogues, cap=c.mixture.cap, dialogue=c.mixture.dialogue_share, text=c.mixture.text_share)
+    made_from = {
+        "retrieved": retrieved.fingerprint,
+        "prompts": digest([(e.id, e.prompt, e.target, e.background) for e in examples]),
+        "shares": shares,
+        "lm": pipeline.inputs["lm.checkpoint"],
+        "options": _that_matter(c),
+        "dtype": config.lm.dtype,
+        "seed": config.seed,
+    }
+    texts: corpus.PassageStore | tuple = ()
+    if c.mixture.text_share:
+        artifact, texts = _texts(pipeline)
+        made_from["texts"] = artifact.fingerprint
+    develop, made_from["dev"] = _development(pipeline)
+
+    def write(folder: Path) -> dict[str, Any]:
+        of_sets = {name: Retrieval(retrieved.path, of_set, pipeline.store) for name, (_, of_set) in chosen.items()}
+        how = {"mesh": pipeline.mesh, "seed": config.seed, "develop": develop}
+        return tune.lm(pipeline.trainable_lm(), pipeline.tokenizer, of_sets, texts, shares, folder, c, **how)
+
+    return pipeline.stage("lm_ft", made_from, write)
+
+
+def _texts(pipeline: Pipeline) -> tuple[Artifact, corpus.PassageStore]:
+    """Plain text: lm_ft.mixture.text_source in pieces of text_words words, or the passages of the corpus."""
+    c = pipeline.config.lm_ft.mixture
+    if not c.text_source:
+        return pipeline.passages, pipeline.store
+    made_from = {"source": pipeline.inputs["lm_ft.mixture.text_source"], "max_words": c.text_words}
+
+    def write(folder: Path) -> dict[str, Any]:
+        documents = corpus.documents(c.text_source, pipeline.config.corpus.max_bad_records)
+        return corpus.build_store(documents, folder, max_words=c.text_words) if distributed.leads() else {}
+
+    artifact = pipeline.stage("texts", made_from, write)
+    return artifact, corpus.PassageStore(artifact.path)
+
+
+def _development(pipeline: Pipeline) -> tuple[Callable[[nnx.Module], dict[str, float]] | None, str | None]:
+    """(an LM → the metric of every development task and their "mean", with the untuned retriever; what that hangs on), SPEC section 3."""
+    c = pipeline.config
+    names = [name.strip() for name in c.lm_ft.dev_tasks.split(",") if name.strip()]
+    if not names:
+        return None, None
+    asked = [Asking(pipeline, tasks.task_for(name)) for name in names]
+    passages = [asking.retrieved(tuned=False) for asking in asked]  # now: no searching between training steps
+    settings = {"tasks": c.tasks.to_dict(), "evaluate": c.evaluate.to_dict(), "found": [one and one[0].fingerprint for one in passages]}
+
+    def develop(lm: nnx.Module) -> dict[str, float]:
+        found = {}
+        for asking in asked:
+            ensemble = pipeline.ensemble(lm, max_new_tokens=asking.task.max_new_tokens)
+            found[asking.task.name] = (asking.task.metric, asking.answer(ensemble, tuned=False)[1])
+        return mean_of(found)
+
+    return develop, digest([settings, *((asking.task.name, asked_facts(asking)) for asking in asked)])
+
+
+# -- R-ft ---------------------------------------------------------------------------------------------------------------------------------
+
+
+def r_ft(pipeline: Pipeline) -> Artifact:
+    """R-ft (Eq. 5): the query encoder alone, from the stored LM scores."""
+    config, c = pipeline.config, pipeline.config.lsr_ft
+    examples = [example for card, of_set in pipeline.train_sets.values() if card.in_r_ft for example in of_set]
+    if not examples:
+        raise InputError(f"train.source has no set for R-ft, only {', '.join(pipeline.train_sets)}")
+    scored = {"train": pipeline.lm_scores("train", examples)}
+    if c.completion_share:
+        scored["completion"] = pipeline.lm_scores("completion", completion_examples(pipeline))
+    made_from = {
+        "scores": {name: artifact.fingerprint for name, (artifact, _) in scored.items()},
+        "query_encoder": pipeline.inputs["retriever.query_encoder"],
+        "options": _that_matter(c),
+        "score_scale": config.retriever.score_scale,
+        "seed": config.seed,
+    }
+
+    def write(folder: Path) -> dict[str, Any]:
+        return tune.query_encoder(
+            pipeline.query_encoder(tuned=False),
+            load_tokenizer(config.retriever.query_encoder),
+            {name: (artifact.path, retrieval) for name, (artifact, retrieval) in scored.items()},
+            pipeline.searcher,
+            pipeline.store,
+            folder,
+            c,
+            score_scale=config.retriever.score_scale,
+            max_query_tokens=config.retriever.max_query_tokens,
+            mesh=pipeline.mesh,
+            seed=config.seed,
+        )
+
+    return pipeline.stage("lsr_ft", made_from, write)
+
+
+def completion_examples(pipeline: Pipeline) -> list[Example]:
+    """Corpus completion for R-ft (paper section 2.4): passages drawn by the seed, each excluded from its own candidates."""
+    c, store = pipeline.config.lsr_ft, pipeline.store
+    half = c.completion_tokens
+    made: list[Example] = []
+    for row in np.random.default_rng(pipeline.config.seed).permutation(len(store)):
+        example = completion_example(store[int(row)], pipeline.tokenizer, n_prompt=half, n_target=half, min_tokens=c.completion_min_tokens)
+        if example is not None:
+            made.append(example)
+        if len(made) == c.completion_examples:
+            return made
+    short = f"only {len(made)} passages have {c.completion_min_tokens} tokens or more"
+    raise InputError(f"lsr_ft.completion_examples is {c.completion_examples}, but {short}")
+
+
+def _that_matter(c: ConfigDict) -> dict[str, Any]:
+    """The fields of a training config that change its result."""
+    return {key: value for key, value in c.to_dict().items() if key not in ("checkpoint_every", "log_every")}
