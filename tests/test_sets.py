@@ -5,8 +5,12 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import os
+import subprocess
+import sys
 
 import pytest
+from processes import ROOT
 
 from radit_jax.data.card import UNANSWERABLE
 from radit_jax.data.prompts import background_prompt, training_example
@@ -454,6 +458,24 @@ def test_every_set_of_the_paper_has_a_card_and_every_card_a_test():
     assert sum(card.size for card in paper if card.in_r_ft) == 286_118
     assert all(card.home and card.trainable for card in paper)
     assert {card.name for card in CARDS.values() if card.trainable} == {card.name for card in paper} | {"squad_v1"}
+
+
+def test_every_set_of_tensorflow_datasets_is_known_there_without_tensorflow():
+    """In a process of its own, where no other test can have imported it."""
+    code = """
+import importlib, sys
+import tensorflow_datasets as tfds
+from radit_jax.data.sources import TFDS, _IMPORTED
+from radit_jax.data.training_sets import CARDS
+for module in _IMPORTED.values():
+    importlib.import_module(f"tensorflow_datasets.{module}")
+for card in CARDS.values():
+    if card.source.startswith(TFDS):
+        tfds.builder_cls(card.source.removeprefix(TFDS).partition("/")[0])
+assert not {"tensorflow", "torch"} & set(sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 # -- the real files ---------------------------------------------------------------------------------------------------------------------
