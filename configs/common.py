@@ -68,6 +68,7 @@ def base() -> ConfigDict:
     c.lm_ft.log_every = 10
     c.lm_ft.dev_tasks = ""  # tasks (as launch/evaluate.py --tasks) by whose mean the checkpoint is chosen; "": the last one is taken
     c.lm_ft.validate_every = 100  # steps between two looks at them (paper: 100)
+    c.lm_ft.patience = 0  # looks without a better mean after which training stops; 0: never
     c.lm_ft.optimizer = optimizer(peak_lr=1e-4, final_lr=1e-6, warmup_steps=10)
     c.lm_ft.mixture = ConfigDict()
     c.lm_ft.mixture.cap = 7_500  # eta: a larger set counts as this many examples (paper: 7,500)
@@ -92,6 +93,7 @@ def base() -> ConfigDict:
     c.lsr_ft.completion_min_tokens = 100  # shorter passages are not used (below 2 x completion_tokens they are cut once, in the middle)
     c.lsr_ft.validation = 0.1  # share of the training questions kept for choosing the checkpoint by MRR
     c.lsr_ft.validate_every = 10  # steps (paper: 500)
+    c.lsr_ft.patience = 0  # validations without a better MRR after which training stops; 0: never
     c.lsr_ft.checkpoint_every = 20
     c.lsr_ft.log_every = 10
     c.lsr_ft.optimizer = optimizer(peak_lr=1e-5, final_lr=1e-6, warmup_steps=10)

@@ -13,7 +13,7 @@ import tiny
 
 from radit_jax import checkpoint, logbook, preemption, sharding
 from radit_jax.checkpoint import Checkpoints, load_params, save_params
-from radit_jax.training import loop
+from radit_jax.training import loop, tune
 
 # A killed process writes no more; here the saves of a "killed" run would go on beside its successor. And sums on a GPU have no fixed order.
 pytestmark = pytest.mark.skipif(jax.default_backend() != "cpu", reason="bit for bit, and saves that are waited for: on CPUs alone")
@@ -57,7 +57,7 @@ def evaluate(params, step):
     return {"validation_size": float(sum(np.abs(leaf).sum() for leaf in tiny.leaves(params).values()))}
 
 
-def train(kind: str, folder, last: int | None = None, evaluate=evaluate, ending=Mortal):
+def train(kind: str, folder, last: int | None = None, evaluate=evaluate, ending=Mortal, **how):
     """A run with everything new but the folder and the compiled step."""
     state, step, data, micro_axis = {
         "lm": lambda: (tiny.lm_state(), tiny.lm_step(), tiny.lm_data(), True),
@@ -65,7 +65,7 @@ def train(kind: str, folder, last: int | None = None, evaluate=evaluate, ending=
     }[kind]()
     data = data if last is None else ending(data, last)
     place = loop.placer(sharding.make_mesh(1, 1), micro_axis, rows=4)
-    return loop.run(kind, step, state, data, folder, OPTIONS, place=place, evaluate=evaluate)
+    return loop.run(kind, step, state, data, folder, OPTIONS, place=place, evaluate=evaluate, **how)
 
 
 def written(folder) -> list[dict]:
@@ -107,6 +107,25 @@ def test_an_evaluation_that_was_killed_is_made_again(unkilled, at, tmp_path):
         train(kind, tmp_path, evaluate=killed)
     train(kind, tmp_path)
     assert written(tmp_path) == written(folder)
+
+
+def test_training_stops_after_an_evaluation_that_says_enough_and_is_not_taken_up_again(unkilled, tmp_path):
+    kind, folder, _, _ = unkilled
+    state, facts = train(kind, tmp_path, enough=lambda step: step >= 3)
+    assert int(state.step) == 3 and written(tmp_path) == [line for line in written(folder) if line["step"] <= 3]
+    again, _ = train(kind, tmp_path, last=0, enough=lambda step: step >= 3)  # asks for no batch
+    assert int(again.step) == 3
+
+
+def test_patience_counts_validations_since_the_best(tmp_path):
+    best = tune.Best(tmp_path, by="mean")
+    assert not best.is_past(400, 1, 100)  # nothing yet
+    for step, mean in ((100, 0.2), (200, 0.5), (300, 0.5), (400, 0.1)):
+        best.keep({"mean": mean}, {"w": np.zeros(2)}, step)
+    assert best.found == {"mean": 0.5, "step": 200}
+    assert [best.is_past(at, 2, 100) for at in (200, 300, 400)] == [False, False, True] and not best.is_past(900, 0, 100)
+    assert tune.Best(tmp_path, by="mean").found == best.found  # after a kill
+    assert best.result() == {"best_mean": 0.5, "best_step": 200} and (tmp_path / tune.PARAMS).is_dir()
 
 
 def test_every_step_is_in_the_metrics_once(unkilled):

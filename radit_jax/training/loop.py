@@ -45,11 +45,13 @@ def run(
     place: Callable[[Any], Any],
     evaluate: Callable[[Any, int], dict[str, float]] | None = None,
     describe: Callable[[np.ndarray], str] = str,
+    enough: Callable[[int], bool] = lambda step: False,
 ) -> tuple[TrainState, dict[str, float]]:
     """Trains to `options.steps` and returns the last state with the facts of the run (seconds, tokens, last metrics).
 
     `batches` is a checkpointable iterator (get_state, set_state) of (host batch, example numbers); `place` puts a host batch on the mesh;
-    `evaluate(params, step)` gives validation metrics; `describe` names the examples of a batch whose loss is not finite.
+    `evaluate(params, step)` gives validation metrics, and `enough(step)` says after it whether to stop there; `describe` names the examples
+    of a batch whose loss is not finite.
     A run that finds checkpoints in `folder` goes on from the last whole one and ends bit for bit where the unkilled run ends. SIGTERM waits
     for the step it falls into, saves, and raises Preempted.
     """
@@ -70,6 +72,9 @@ def run(
             say(f"{name}: step {done} " + " ".join(f"{key} {value:.4f}" for key, value in results.items()))
             seen = done
         if done == options.steps:
+            break
+        if due and seen == done and enough(done):
+            say(f"{name}: stopped at step {done} of {options.steps}: no better for a while")
             break
         with preemption.hold() as asked:
             while True:

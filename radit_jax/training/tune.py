@@ -91,12 +91,13 @@ def lm(
         place=loop.placer(mesh, micro_axis=True, rows=c.rows),
         evaluate=validate if develop else None,
         describe=source.describe,
+        enough=lambda at: best is not None and best.is_past(at, c.patience, c.validate_every),
     )
     if best is None:
         save_params(folder / PARAMS, state.params)
     else:
         facts |= best.result()
-    return {**facts, "steps": c.steps, "instances": len(source), "truncated": maker.truncations.count}
+    return {**facts, "steps": int(state.step), "instances": len(source), "truncated": maker.truncations.count}
 
 
 def query_encoder(
@@ -149,13 +150,14 @@ def query_encoder(
         _loop_options(c, total, evaluate_every=c.validate_every if held_out else 0),
         place=loop.placer(mesh, micro_axis=False, rows=c.batch),
         evaluate=validate,
+        enough=lambda at: validate.best.is_past(at, c.patience, c.validate_every),
         describe=lambda numbers: sources["train"].describe(numbers) if len(sources) == 1 else str(numbers[:8]),
     )
     if held_out:
         facts |= validate.best.result()
     else:
         save_params(folder / PARAMS, state.params)
-    return {**facts, "steps": total, "questions": len(members["train"]), "held_out": len(held_out)}
+    return {**facts, "steps": int(state.step), "questions": len(members["train"]), "held_out": len(held_out)}
 
 
 def _fitting(name: str, of_set: Retrieval, maker: InstanceMaker, output_slots: int) -> Retrieval:
@@ -212,6 +214,10 @@ class Best:
             save_params(self.folder / BEST, params)
             if distributed.leads():
                 artifacts.write_json(self.folder / BEST_FOUND, self.found)
+
+    def is_past(self, step: int, validations: int, every: int) -> bool:
+        """Whether so many validations since brought nothing better (0: never)."""
+        return bool(validations) and step - self.found.get("step", step) >= validations * every
 
     def result(self) -> dict[str, float]:
         """Makes them the result of the run; returns the facts."""
