@@ -68,11 +68,12 @@ script() {
 $(options)
 set -uo pipefail
 cd $(quoted "$ROOT") || exit 1
+told='' again='' run=''
+trap 'told=1; \${run:+kill -TERM "\$run"}' TERM
+trap 'told=1; again=1; \${run:+kill -TERM "\$run"}' USR1
 srun --kill-on-bad-exit=1 --cpu-bind=none $(quoted "${python:-.venv/bin/python}" launch/train.py "${together[@]}" "--workdir=$workdir" "$@") &
 run=\$!
-told='' again=''
-trap 'told=1; kill -TERM "\$run"' TERM
-trap 'told=1; again=1; kill -TERM "\$run"' USR1
+[[ \$told ]] && kill -TERM "\$run"  # told before there was a run
 status=0
 wait "\$run" || status=\$?
 # A signal ends the wait and not the run.
