@@ -69,6 +69,7 @@ def base() -> ConfigDict:
     c.lm_ft.dev_tasks = ""  # tasks (as launch/evaluate.py --tasks) by whose mean the checkpoint is chosen; "": the last one is taken
     c.lm_ft.validate_every = 100  # steps between two looks at them (paper: 100)
     c.lm_ft.patience = 0  # looks without a better mean after which training stops; 0: never
+    c.lm_ft.few_shot = False  # at most 64 examples of a set for evaluation may be trained on (paper: the 64-shot stage)
     c.lm_ft.optimizer = optimizer(peak_lr=1e-4, final_lr=1e-6, warmup_steps=10)
     c.lm_ft.mixture = ConfigDict()
     c.lm_ft.mixture.cap = 7_500  # eta: a larger set counts as this many examples (paper: 7,500)
@@ -236,12 +237,13 @@ def llama_65b(c: ConfigDict) -> ConfigDict:
 def few_shot(c: ConfigDict) -> ConfigDict:
     """The paper's 64-shot stage: 64 examples of the set at hand, 100 steps from a tuned LM.
 
-    Give the LM that launch/export.py wrote (lm.checkpoint) and the set (train.source=NAME:PATH or a jsonl file); the batch is 8 rows for
-    LLaMA, 32 for RA-DIT.
+    Give the LM that launch/export.py wrote (lm.checkpoint) and the set (train.source=nq:nq-train-kilt.jsonl or a jsonl file); the batch is
+    8 rows for LLaMA, 32 for RA-DIT.
     """
     nq_wiki(c)
     c.workdir = "runs/few_shot"
     c.train.limit = 64
+    c.lm_ft.few_shot = True
     c.lm_ft.rows = 4
     c.lm_ft.accumulate = 2  # 8 rows
     c.lm_ft.steps = 100

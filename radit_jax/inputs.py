@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -78,10 +79,14 @@ def sets(config: ConfigDict, part: str) -> list[tuple[Card, list[Question]]]:
     c = config[part]
     if c.source == INVENTED:
         return [(Card(INVENTED, INVENTED, own, "open_qa", in_lm_ft=True, in_r_ft=True), _invented_questions(config, part))]
-    load = training_sets.training_questions if part == "train" else training_sets.evaluation_questions
+    load = training_sets.evaluation_questions
+    if part == "train":
+        load = functools.partial(training_sets.training_questions, few=config.lm_ft.few_shot)
     found = []
     for source in _sources(c.source):
         card = training_sets.card_for(source)
+        if part == "train" and config.lm_ft.few_shot:
+            card = dataclasses.replace(card, in_lm_ft=True)
         split = c.split if card.train_split is not None else None  # a file has none
         found.append((card, load(card, split=split or None, limit=c.limit or None, max_bad_records=config.corpus.max_bad_records)))
     if len(found) == 1:

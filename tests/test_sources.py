@@ -230,6 +230,19 @@ def test_test_splits_and_evaluation_only_sets_may_not_be_trained_on(source, spli
         training_questions(card_for(source), split=split)
 
 
+def test_a_few_examples_of_a_set_for_evaluation_may_be_trained_on_when_that_is_asked_for(tmp_path):
+    record = {"input": "who?", "output": [{"answer": "Ann"}]}
+    train = _jsonl(tmp_path / "nq-train-kilt.jsonl", [{"id": str(n), **record} for n in range(80)])
+    card = card_for(f"nq:{train}")
+    assert len(training_questions(card, limit=64, few=True)) == 64
+    for limit, few, says in ((64, False, "evaluation only"), (65, True, "at most 64"), (None, True, "at most 64")):
+        with pytest.raises(InputError, match=says):
+            training_questions(card, limit=limit, few=few)
+    for name in ("nq-dev-kilt.jsonl", "nq-test-kilt.jsonl"):
+        with pytest.raises(InputError, match="may not be trained on"):
+            training_questions(card_for(f"nq:{_jsonl(tmp_path / name, [record])}"), limit=64, few=True)
+
+
 @pytest.mark.parametrize(
     ("source", "split", "expected"),
     [

@@ -21,6 +21,7 @@ from radit_jax.data.sources import HUB, TFDS
 from radit_jax.errors import InputError
 
 _ROOMS = (dialogue, open_qa, reading_comprehension, summarization, chain_of_thought, knowledge, commonsense)
+FEW = 64  # examples of the paper's few-shot stage
 _SLICE = re.compile(r"(.+)\[(\d*):(\d*)\]")
 CARDS: dict[str, Card] = {card.name: card for room in _ROOMS for card in room.CARDS}
 
@@ -61,12 +62,16 @@ def _by_source(source: str) -> Card:
     raise InputError(f"{source}: no such set here, expected one of {', '.join(known)}")
 
 
-def training_split(card: Card, split: str | None = None) -> str | None:
-    """The split to train on: `split`, or the card's. Raises InputError for what may not be trained on."""
-    if not card.trainable:
+def training_split(card: Card, split: str | None = None, *, few: bool = False) -> str | None:
+    """The split to train on: `split`, or the card's. Raises InputError for what may not be trained on.
+
+    few: a few examples of a set for evaluation may be, from its training split (the paper's 64-shot stage).
+    """
+    if not card.trainable and not few:
         raise InputError(f"{card.name} is for evaluation only, it may not be trained on")
     split = split or card.train_split
-    if card.train_split is None and re.search(r"(^|[^a-z])test([^a-z]|$)", Path(card.source).name.lower()):
+    held_out = r"(^|[^a-z])test([^a-z]|$)" if card.trainable else r"(^|[^a-z])(test|dev|valid|validation)([^a-z]|$)"
+    if card.train_split is None and re.search(held_out, Path(card.source).name.lower()):
         raise InputError(f"{card.source}: a test file may not be trained on, expected a training file")
     for part in re.split(r"[+]", split or ""):
         base = part.partition("[")[0].strip()
@@ -75,9 +80,16 @@ def training_split(card: Card, split: str | None = None) -> str | None:
     return split
 
 
-def training_questions(card: Card, *, split: str | None = None, limit: int | None = None, max_bad_records: int = 0) -> list[Question]:
-    """The questions of a card to train on. Raises InputError for a test split and for an evaluation-only set."""
-    return load_questions(card, split=training_split(card, split), limit=limit, max_bad_records=max_bad_records)
+def training_questions(
+    card: Card, *, split: str | None = None, limit: int | None = None, max_bad_records: int = 0, few: bool = False
+) -> list[Question]:
+    """The questions of a card to train on. Raises InputError for a test split and for an evaluation-only set.
+
+    few: of a set for evaluation, at most FEW may be trained on.
+    """
+    if few and not card.trainable and not 0 < (limit or 0) <= FEW:
+        raise InputError(f"{card.name} is for evaluation: at most {FEW} of its questions may be trained on (train.limit is {limit or 0})")
+    return load_questions(card, split=training_split(card, split, few=few), limit=limit, max_bad_records=max_bad_records)
 
 
 def evaluation_questions(card: Card, *, split: str | None = None, limit: int | None = None, max_bad_records: int = 0) -> list[Question]:
