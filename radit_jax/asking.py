@@ -41,11 +41,8 @@ class Asking:
             if not apart:
                 taken = {question.id for question in shots}
                 questions = [question for question in questions if question.id not in taken]
-        try:
-            self.task, self.asked = tasks.ask(task, questions[: c.limit or None])
-            _, self.asked_shots = tasks.ask(task, shots)
-        except ValueError as problem:  # an answer that the task does not know
-            raise InputError(f"{task.name}: {problem}") from None
+        self.task, self.asked = tasks.ask(task, questions[: c.limit or None])
+        _, self.asked_shots = tasks.ask(task, shots)
         self.examples = [one.example for one in self.asked]
 
     def retrieved(self, tuned: bool | None) -> tuple[Artifact, Retrieval] | None:

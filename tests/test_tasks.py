@@ -89,6 +89,13 @@ def test_a_task_that_does_not_exist_names_near_misses_and_a_set_is_a_task():
     assert (task.score, task.metric, asked[0].right) == ("nll", "acc", 0)
 
 
+def test_an_answer_that_is_no_choice_is_named():
+    with pytest.raises(InputError, match="question '7': the answer is 'maybe', expected one of yes, no"):
+        tasks.ask(tasks.TASKS["strategyqa"], [Question("7", "Is it?", ("maybe",))])
+    with pytest.raises(InputError, match="expected one of SUPPORTS, REFUTES"):
+        tasks.ask(tasks.TASKS["fever"], [Question("7", "It is.", ("NOT ENOUGH INFO",))])
+
+
 # -- choices ----------------------------------------------------------------------------------------------------------------------------
 
 WORDS = tiny.WORDS

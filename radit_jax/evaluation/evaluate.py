@@ -33,9 +33,7 @@ class EvaluateOptions:
             raise InputError(f"evaluate.level is {self.level!r}, expected {', '.join(LEVELS)}")
 
 
-def prompts(
-    ensemble: Ensemble, example: Example, prompt: str, retrieved: Retrieved | None, options: EvaluateOptions, id: str = ""
-) -> Prompted:
+def prompts(ensemble: Ensemble, example: Example, prompt: str, retrieved: Retrieved | None, options: EvaluateOptions) -> Prompted:
     """The prompts of a question: after its own text, or one after each of k passages (one after all for "concat"), or closed book."""
     backgrounds: list[str | None] = [example.background]
     logw_K = np.zeros(1, np.float32)
@@ -48,7 +46,7 @@ def prompts(
             backgrounds = ["\n".join(backgrounds)]
         else:
             logw_K = passage_logweights(retrieved.scores_K[: options.k], options.score_scale)
-    return ensemble.prompted(id or example.id, prompt, backgrounds, logw_K, before=options.before)
+    return ensemble.prompted(example.id, prompt, backgrounds, logw_K, before=options.before)
 
 
 def answer_all(

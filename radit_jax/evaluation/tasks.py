@@ -58,6 +58,13 @@ def _example(question: Question, text: str, *, query: str | None = None, target:
     return Example(question.id, query, prompt, target, question.answers, gold_id=question.gold_id)
 
 
+def _place(question: Question, among: Sequence[str]) -> int:
+    """Where the right answer stands among the choices."""
+    if question.answers[0] not in among:
+        raise InputError(f"question {question.id!r}: the answer is {question.answers[0]!r}, expected one of {', '.join(among)}")
+    return among.index(question.answers[0])
+
+
 def _free(question: Question) -> Asked:
     return Asked(_example(question, asked(question)))
 
@@ -80,7 +87,7 @@ def _dialogue(question: Question) -> Asked:
 
 def _fever(question: Question) -> Asked:
     """SUPPORTS is yes, REFUTES no."""
-    right = ("SUPPORTS", "REFUTES").index(question.answers[0])
+    right = _place(question, ("SUPPORTS", "REFUTES"))
     text = EVALUATION_PROMPTS["fact_checking"].format(statement=question.question)
     example = _example(question, text, query=question.question, target=("Yes", "No")[right])
     return Asked(example, tuple((example.prompt, as_target(word)) for word in ("Yes", "No")), right)
@@ -88,7 +95,7 @@ def _fever(question: Question) -> Asked:
 
 def _lettered(question: Question) -> Asked:
     """The choices are read, and a letter answers."""
-    right = question.choices.index(question.answers[0])
+    right = _place(question, question.choices)
     prompt = EVALUATION_PROMPTS["choice"].format(question=question.question, choices=choice_lines(question.choices))
     letters = [chr(ord("A") + n) for n in range(len(question.choices))]
     example = dataclasses.replace(_example(question, "", target=letters[right]), prompt=prompt)
@@ -98,7 +105,7 @@ def _lettered(question: Question) -> Asked:
 def _continued(question: Question, template: str) -> Asked:
     """The choices are not read: each is a way to go on (the prompts of lm-evaluation-harness, which the field's figures are made with)."""
     prompt = template.format(question=question.question, context=question.context)
-    right = question.choices.index(question.answers[0])
+    right = _place(question, question.choices)
     example = Example(question.id, question.question, prompt, as_target(question.answers[0]), question.answers)
     return Asked(example, tuple((prompt, as_target(choice)) for choice in question.choices), right)
 
@@ -106,7 +113,7 @@ def _continued(question: Question, template: str) -> Asked:
 def _gap(question: Question) -> Asked:
     """WinoGrande: each option in the gap is a prompt, and what follows the gap is scored."""
     before, after = question.question.split("_")
-    right = question.choices.index(question.answers[0])
+    right = _place(question, question.choices)
     choices = tuple((before + option, as_target(after)) for option in question.choices)
     return Asked(Example(question.id, question.question, *choices[right], question.answers), choices, right)
 
@@ -120,7 +127,7 @@ def _own(question: Question, rule: str) -> Asked:
 
 def _yes_or_no(question: Question, rule: str, words: Sequence[str] = ("yes", "no")) -> Asked:
     example = evaluation_example(question, rule=rule)
-    return Asked(example, tuple((example.prompt, as_target(word)) for word in words), words.index(question.answers[0]))
+    return Asked(example, tuple((example.prompt, as_target(word)) for word in words), _place(question, words))
 
 
 def _choices(name: str, template: str, score: str = "nll_char") -> Task:
