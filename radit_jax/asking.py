@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +12,7 @@ from radit_jax.data.questions import Question
 from radit_jax.data.training_sets import evaluation_questions
 from radit_jax.errors import InputError
 from radit_jax.evaluation import evaluate, tasks
-from radit_jax.evaluation.tasks import Asked, Task
+from radit_jax.evaluation.tasks import Task
 from radit_jax.inference.ensemble import Ensemble
 from radit_jax.retrieval.retrieve import Retrieval
 
@@ -62,10 +61,13 @@ class Asking:
         found = self.retrieved(tuned)
         return evaluate.run_task(self.task, self.asked, ensemble, None if found is None else list(found[1]), self.options(tuned))
 
-    def _questions(self, task: Task, split: str | None) -> list[Question]:
+    def facts(self) -> list[Any]:
+        """What of the questions changes their answers, for fingerprints."""
+        return [(one.example.id, one.example.prompt, one.example.background, one.choices, one.example.answers) for one in self.asked]
+
+    def _questions(self, task: Task, split: str) -> list[Question]:
         most = self.pipeline.config.corpus.max_bad_records
-        split = split or task.card.evaluation_split if task.card.train_split is not None else None  # a file has none
-        return evaluation_questions(task.card, split=split, max_bad_records=most)
+        return evaluation_questions(task.card, split=task.card.split_of(split), max_bad_records=most)
 
     def _before(self, tuned: bool | None) -> tuple[str, ...]:
         """The in-context examples as texts, each with its own first passage (SPEC section 5)."""
@@ -78,18 +80,3 @@ class Asking:
             passages = [own or member.passages[0].content for own, member in zip(passages, found)]
         parts = (one.choices[one.right] if one.choices else (one.example.prompt, one.example.target) for one in self.asked_shots)
         return tuple(f"{background_prompt(passage, prompt)}{target}\n\n" for passage, (prompt, target) in zip(passages, parts))
-
-
-def mean_of(found: Mapping[str, tuple[str, Mapping[str, list[float]]]]) -> dict[str, float]:
-    """{task: its metric}, and their "mean", of {task: (metric, per-question metrics)}."""
-    by_task = {name: float(np.mean(per_question[metric])) for name, (metric, per_question) in found.items()}
-    return {**by_task, "mean": float(np.mean(list(by_task.values())))}
-
-
-def asked_facts(asking: Asking) -> list[Any]:
-    """What of the questions changes their answers, for fingerprints."""
-    return [_facts(one) for one in asking.asked]
-
-
-def _facts(one: Asked) -> tuple[Any, ...]:
-    return one.example.id, one.example.prompt, one.example.background, one.choices, one.example.answers

@@ -83,12 +83,10 @@ def sets(config: ConfigDict, part: str) -> list[tuple[Card, list[Question]]]:
     if part == "train":
         load = functools.partial(training_sets.training_questions, few=config.lm_ft.few_shot)
     found = []
-    for source in _sources(c.source):
+    for source in listed(c.source):
         card = training_sets.card_for(source)
-        if part == "train" and config.lm_ft.few_shot:
-            card = dataclasses.replace(card, in_lm_ft=True)
-        split = c.split if card.train_split is not None else None  # a file has none
-        found.append((card, load(card, split=split or None, limit=c.limit or None, max_bad_records=config.corpus.max_bad_records)))
+        how = {"split": card.split_of(c.split), "limit": c.limit or None, "max_bad_records": config.corpus.max_bad_records}
+        found.append((card, load(card, **how)))
     if len(found) == 1:
         return found
     if twice := [name for name, count in collections.Counter(card.name for card, _ in found).items() if count > 1]:
@@ -97,7 +95,8 @@ def sets(config: ConfigDict, part: str) -> list[tuple[Card, list[Question]]]:
     return list(named)
 
 
-def _sources(source: str) -> list[str]:
+def listed(source: str) -> list[str]:
+    """The names in a list separated by commas."""
     return [name.strip() for name in source.split(",") if name.strip()]
 
 
@@ -130,7 +129,7 @@ def _invented_questions(config: ConfigDict, part: str) -> list[Question]:
 
 def _questions_identity(source: str) -> str:
     """The name of generated and catalogued sets, the content of files."""
-    return source if is_invented(source) else ", ".join(map(_set_identity, _sources(source)))
+    return source if is_invented(source) else ", ".join(map(_set_identity, listed(source)))
 
 
 def _set_identity(source: str) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from radit_jax import artifacts, distributed
 from radit_jax.artifacts import Artifact
-from radit_jax.asking import Asking, asked_facts
+from radit_jax.asking import Asking
 from radit_jax.errors import InputError
 from radit_jax.evaluation import evaluate, paper, report, tasks
 from radit_jax.pipeline import Pipeline
@@ -63,7 +63,7 @@ def row(pipeline: Pipeline, asking: Asking, name: str) -> Artifact:
         "dtype": c.lm.dtype,
         "max_tokens": c.lm.max_tokens,
         "retrieved": found[0].fingerprint if found else None,
-        "questions": artifacts.digest(asked_facts(asking)),
+        "questions": artifacts.digest(asking.facts()),
         "before": options.before,
         "options": {"k": options.k, "level": options.level, "score_scale": options.score_scale, "max_new_tokens": task.max_new_tokens},
     }

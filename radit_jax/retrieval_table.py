@@ -54,10 +54,8 @@ def _questions(pipeline: Pipeline, source: str) -> tuple[str, list[Judged], list
         name = Path(source.removeprefix(BEIR).partition("#")[0]).name
         return name, judged, [Example(one.id, one.text, one.text, " -") for one in judged]
     task = tasks.task_for(source)
-    split = (c.tasks.split or task.card.evaluation_split) if task.card.train_split is not None else None
-    questions = training_sets.evaluation_questions(
-        task.card, split=split, limit=c.tasks.limit or None, max_bad_records=c.corpus.max_bad_records
-    )
+    how = {"split": task.card.split_of(c.tasks.split), "limit": c.tasks.limit or None, "max_bad_records": c.corpus.max_bad_records}
+    questions = training_sets.evaluation_questions(task.card, **how)
     examples = [one.example for one in tasks.ask(task, questions)[1]]
     judged = [Judged(q.id, q.question, q.answers, {q.gold_id: 1} if q.gold_id else {}) for q in questions]
     return task.name, judged, examples
@@ -65,18 +63,12 @@ def _questions(pipeline: Pipeline, source: str) -> tuple[str, list[Judged], list
 
 def _measured(pipeline, name, judged, examples, k, tuned, folder, system) -> list[dict[str, float]]:
     found = list(pipeline.retrieved(f"judged-{name}", examples, k, tuned=tuned)[1])
-    documents = [[_document(pipeline, int(row)) for row in member.rows_K] for member in found]
+    store = pipeline.store
+    documents = [[store.document_id(int(row), passage) for row, passage in zip(member.rows_K, member.passages)] for member in found]
     if folder is not None and distributed.leads():
         scored = [list(zip(of_one, map(float, member.scores_K))) for of_one, member in zip(documents, found)]
         artifacts.write_whole(folder / f"{name}.{system}.run", "".join(retrieval.run_lines(judged, scored, system)))
     return [retrieval.measure(one, member, k, of_one) for one, member, of_one in zip(judged, found, documents)]
-
-
-def _document(pipeline: Pipeline, row: int) -> str:
-    """The document that a passage was split from."""
-    store = pipeline.store
-    siblings = store.siblings(row)
-    return store[int(siblings[0])].id.removesuffix("#0") if len(siblings) > 1 else store[row].id
 
 
 def _columns(rows: Sequence[dict[str, float]]) -> dict[str, list[float]]:

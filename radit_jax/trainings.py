@@ -12,13 +12,13 @@ from ml_collections import ConfigDict
 
 from radit_jax import distributed
 from radit_jax.artifacts import Artifact, digest
-from radit_jax.asking import Asking, asked_facts, mean_of
+from radit_jax.asking import Asking
 from radit_jax.data import corpus, mixture
 from radit_jax.data.prompts import completion_example
 from radit_jax.data.tokenizer import load_tokenizer
 from radit_jax.errors import InputError
 from radit_jax.evaluation import tasks
-from radit_jax.retrieval.retrieve import Retrieval
+from radit_jax.inputs import listed
 from radit_jax.training import tune
 from radit_jax.types import Example
 
@@ -34,11 +34,11 @@ def lm_ft(pipeline: Pipeline) -> Artifact:
     config, c = pipeline.config, pipeline.config.lm_ft
     if c.passages > config.retrieval.k:
         raise InputError(f"lm_ft.passages is {c.passages}, more than the {config.retrieval.k} that retrieval.k retrieves")
-    chosen = {name: (card, examples) for name, (card, examples) in pipeline.train_sets.items() if card.in_lm_ft}
+    chosen = {name: (card, examples) for name, (card, examples) in pipeline.train_sets.items() if card.in_lm_ft or c.few_shot}
     if not chosen:
         raise InputError(f"train.source has no set for LM-ft, only {', '.join(pipeline.train_sets)}")
     examples = [example for _, of_set in chosen.values() for example in of_set]
-    retrieved, _ = pipeline.retrieved("train", examples, config.retrieval.k)
+    retrieved, retrieval = pipeline.retrieved("train", examples, config.retrieval.k)
     dialogues = [name for name, (card, _) in chosen.items() if card.category == "dialogue"]
     sizes = {name: len(of_set) for name, (_, of_set) in chosen.items()}
     shares = mixture.lm_ft_shares(sizes, dialogues, cap=c.mixture.cap, dialogue=c.mixture.dialogue_share, text=c.mixture.text_share)
@@ -58,7 +58,7 @@ def lm_ft(pipeline: Pipeline) -> Artifact:
     develop, made_from["dev"] = _development(pipeline)
 
     def write(folder: Path) -> dict[str, Any]:
-        of_sets = {name: Retrieval(retrieved.path, of_set, pipeline.store) for name, (_, of_set) in chosen.items()}
+        of_sets = {name: retrieval.of(of_set) for name, (_, of_set) in chosen.items()}
         how = {"mesh": pipeline.mesh, "seed": config.seed, "develop": develop}
         return tune.lm(pipeline.trainable_lm(), pipeline.tokenizer, of_sets, texts, shares, folder, c, **how)
 
@@ -83,7 +83,7 @@ def _texts(pipeline: Pipeline) -> tuple[Artifact, corpus.PassageStore]:
 def _development(pipeline: Pipeline) -> tuple[Callable[[nnx.Module], dict[str, float]] | None, str | None]:
     """(an LM → the metric of every development task and their "mean", with the untuned retriever; what that hangs on), SPEC section 3."""
     c = pipeline.config
-    names = [name.strip() for name in c.lm_ft.dev_tasks.split(",") if name.strip()]
+    names = listed(c.lm_ft.dev_tasks)
     if not names:
         return None, None
     asked = [Asking(pipeline, tasks.task_for(name)) for name in names]
@@ -94,10 +94,11 @@ def _development(pipeline: Pipeline) -> tuple[Callable[[nnx.Module], dict[str, f
         found = {}
         for asking in asked:
             ensemble = pipeline.ensemble(lm, max_new_tokens=asking.task.max_new_tokens)
-            found[asking.task.name] = (asking.task.metric, asking.answer(ensemble, tuned=False)[1])
-        return mean_of(found)
+            _, per_question, _ = asking.answer(ensemble, tuned=False)
+            found[asking.task.name] = float(np.mean(per_question[asking.task.metric]))
+        return {**found, "mean": float(np.mean(list(found.values())))}
 
-    return develop, digest([settings, *((asking.task.name, asked_facts(asking)) for asking in asked)])
+    return develop, digest([settings, *((asking.task.name, asking.facts()) for asking in asked)])
 
 
 # -- R-ft ---------------------------------------------------------------------------------------------------------------------------------

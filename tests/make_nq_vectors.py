@@ -1,7 +1,7 @@
 """Writes the vectors that test_search.py measures ScaNN's recall on: nq_wiki in passages of 32 words, and all its questions, by MiniLM.
 
-python tests/make_nq_vectors.py DATA FOLDER      # about five minutes on two cores; resumes where it was stopped
-RADIT_NQ_VECTORS=FOLDER python -m pytest tests/test_search.py -k nq_wiki
+    python tests/make_nq_vectors.py DATA FOLDER      # about five minutes on two cores; resumes where it was stopped
+    RADIT_NQ_VECTORS=FOLDER python -m pytest tests/test_search.py -k nq_wiki
 """
 
 from __future__ import annotations

@@ -34,6 +34,10 @@ class Card:
     evaluation_split: str | None = None
     part: tuple[int | None, int | None] = (None, None)  # of the questions: from, to
 
+    def split_of(self, wanted: str) -> str | None:
+        """The split to read where `wanted` is asked for ("": the card's own); a file has none."""
+        return (wanted or None) if self.train_split is not None else None
+
     def training_examples(self, questions: list[Question], seed: int, any_answer: bool = False) -> list[Example]:
         """The questions with this set's prompt, random markers and retrieval rule."""
         return [

@@ -323,6 +323,10 @@ class PassageStore:
         number = self.document_number(row)
         return np.arange(self.starts[number], self.starts[number + 1])
 
+    def document_id(self, row: int, passage: Passage) -> str:
+        """The id of the document that the passage in this row was split from; nothing is read."""
+        return passage.id.rpartition("#")[0] if len(self.siblings(row)) > 1 else passage.id
+
     def document_number(self, row: int) -> int:
         """Which document of the corpus, from 0, this row was split from."""
         return int(np.searchsorted(self.starts, row, side="right")) - 1

@@ -87,8 +87,7 @@ def run_task(
     per_question = judge(examples, answers, retrieved)
     if task.metric == "rouge_l":
         per_question["rouge_l"] = metrics.rouge_l([answer.text for answer in answers], [example.answers for example in examples])
-    records = [record(example) | {"answer": answer.text, "logprob": answer.logprob} for example, answer in zip(examples, answers)]
-    return records, per_question, facts
+    return answered(examples, answers), per_question, facts
 
 
 def record(example: Example) -> dict[str, Any]:
@@ -96,13 +95,15 @@ def record(example: Example) -> dict[str, Any]:
     return {"id": example.id, "question": example.query, "answers": list(example.answers)}
 
 
+def answered(examples: Sequence[Example], answers: Sequence[Answer]) -> list[dict[str, Any]]:
+    """The records of questions with their free-text answers."""
+    return [record(example) | {"answer": answer.text, "logprob": answer.logprob} for example, answer in zip(examples, answers)]
+
+
 def _choose(task, asked, ensemble, retrieved, options) -> tuple[list[dict[str, Any]], dict[str, list[float]], dict[str, float]]:
     with progress.bar(f"evaluate {task.name}", len(asked), unit="questions") as advance:
         logp = choice_logprobs(ensemble, asked, retrieved, options, advance=advance)
-    scores = [score_choices(task.score, ensemble, one, logp_C) for one, logp_C in zip(asked, logp)]
-    if task.score == "nll_compl":
-        scores = [score_C - prior_C for score_C, prior_C in zip(scores, _priors(ensemble, asked))]
-    chosen = [int(np.argmax(score_C)) for score_C in scores]
+    chosen = [int(np.argmax(score_C)) for score_C in _scores(task.score, ensemble, asked, logp)]
     records = [
         record(one.example)
         | {"chosen": at, "right": one.right, "choices": [target for _, target in one.choices], "logprobs": [float(x) for x in logp_C]}
@@ -144,13 +145,16 @@ def _by_prompt(one: Asked) -> Iterator[tuple[str, list[str]]]:
         yield from ((prompt, [target]) for prompt, target in one.choices)
 
 
-def score_choices(score: str, ensemble: Ensemble, one: Asked, logp_C: np.ndarray) -> np.ndarray:
-    """The scores by which the choices compare (SPEC section 5); "nll_compl" still wants log p(choice | "Answer:") taken off."""
-    if score == "nll_char":
-        return logp_C / [len(target.strip()) for _, target in one.choices]
-    if score == "nll_token":
-        return logp_C / [len(ensemble.maker.target_ids(target)) for _, target in one.choices]
-    return logp_C
+def _scores(score: str, ensemble: Ensemble, asked: Sequence[Asked], logp: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """The scores by which the choices of each question compare (SPEC section 5)."""
+    if score == "nll_compl":
+        return [logp_C - prior_C for logp_C, prior_C in zip(logp, _priors(ensemble, asked))]
+    lengths = {
+        "nll": lambda target: 1,
+        "nll_char": lambda target: len(target.strip()),
+        "nll_token": lambda target: len(ensemble.maker.target_ids(target)),
+    }
+    return [logp_C / [lengths[score](target) for _, target in one.choices] for one, logp_C in zip(asked, logp)]
 
 
 def _priors(ensemble: Ensemble, asked: Sequence[Asked]) -> list[np.ndarray]:
@@ -169,8 +173,7 @@ def write_row(
     folder: Path, name: str, examples: Sequence[Example], answers: Sequence[Answer], retrieved: Sequence[Retrieved] | None
 ) -> dict[str, Any]:
     """Stores a row of the table: `row.json` (name, n, metrics), `per_question.json` and `answers.json`; returns the row."""
-    records = [record(example) | {"answer": answer.text, "logprob": answer.logprob} for example, answer in zip(examples, answers)]
-    return store(folder, name, records, judge(examples, answers, retrieved))
+    return store(folder, name, answered(examples, answers), judge(examples, answers, retrieved))
 
 
 def store(folder: Path, name: str, records: list[dict[str, Any]], per_question: dict[str, list[float]]) -> dict[str, Any]:

@@ -9,14 +9,13 @@ import re
 from collections.abc import Callable, Sequence
 
 from radit_jax.data.card import Card
-from radit_jax.data.prompts import EVALUATION_PROMPTS, as_target, asked, choice_lines, dialogue_turns, evaluation_example
+from radit_jax.data.prompts import EVALUATION_PROMPTS, TRAINING_PROMPTS, as_target, asked, choice_lines, dialogue_turns, evaluation_example
 from radit_jax.data.questions import Question
 from radit_jax.data.training_sets import CARDS, card_for
 from radit_jax.errors import InputError
 from radit_jax.types import Example
 
 SCORES = ("nll", "nll_char", "nll_token", "nll_compl")  # how choices compare, from log p(choice | prompt); SPEC section 5
-METRICS = ("em", "f1", "acc", "rouge_l")
 NO_QUESTION = "Answer:"  # the prompt of nll_compl's denominator
 AROUND = 100  # words of an entity's text on each side of the mention
 _MENTION = re.compile(r"\[START_ENT\]\s*(.*?)\s*\[END_ENT\]", re.DOTALL)
@@ -38,7 +37,7 @@ class Task:
     name: str
     card: Card
     ask: Callable[[Question], Asked]
-    metric: str  # of METRICS: the one the paper reports
+    metric: str  # the one the paper reports: em, f1, acc or rouge_l
     score: str | None = None  # of SCORES; None: the answer is free text
     retrieve: bool = True
     max_new_tokens: int = 16
@@ -82,7 +81,7 @@ def _entity(question: Question) -> Asked:
 def _dialogue(question: Question) -> Asked:
     turns = [*question.history, question.question]
     example = _example(question, "", query=" ".join(turns))
-    return Asked(dataclasses.replace(example, prompt=f"{dialogue_turns(turns)} A:"))
+    return Asked(dataclasses.replace(example, prompt=TRAINING_PROMPTS["dialogue"].format(turns=dialogue_turns(turns))))
 
 
 def _fever(question: Question) -> Asked:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -162,14 +163,14 @@ def query_encoder(
 
 def _fitting(name: str, of_set: Retrieval, maker: InstanceMaker, output_slots: int) -> Retrieval:
     """The examples whose prompt and answer fit a row even without a passage; says which are left out. InputError if none fits."""
-    kept = [example for example in of_set.examples if _fits(example, maker, output_slots)]
-    left_out = len(of_set.examples) - len(kept)
-    if not left_out:
+    fits = [_fits(example, maker, output_slots) for example in of_set.examples]
+    if all(fits):
         return of_set
+    kept, left_out = list(itertools.compress(of_set.examples, fits)), fits.count(False)
     room = f"a row of {maker.max_tokens} tokens with {output_slots} output slots (lm_ft.row_length, lm_ft.output_slots)"
     if not kept:
         raise InputError(f"{name}: none of {left_out} examples fits {room}")
-    first = next(example.id for example in of_set.examples if not _fits(example, maker, output_slots))
+    first = of_set.examples[fits.index(False)].id
     say(f"lm_ft: {name}: {left_out} of {len(of_set.examples)} examples left out, which do not fit {room} (first: {first})")
     return of_set.of(kept)
 

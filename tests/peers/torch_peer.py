@@ -231,9 +231,9 @@ def decode(model, last: torch.Tensor, cache: DynamicCache, mask: torch.Tensor, s
         if bool(done.all()) or s + 1 == new_tokens:
             break
         mask = F.pad(mask, (0, 1), value=1)
-        last = model(input_ids=token[:, None], attention_mask=mask, position_ids=(lengths + s)[:, None], past_key_values=cache).logits[
-            :, -1
-        ]
+        last = model(
+            input_ids=token[:, None], attention_mask=mask, position_ids=(lengths + s)[:, None], past_key_values=cache
+        ).logits[:, -1]
     return ids
 
 
