@@ -25,7 +25,7 @@ def base() -> ConfigDict:
 
     c.lm = ConfigDict()
     c.lm.checkpoint = SMOLLM2  # folder, .gguf file, Hub id or package:module/file
-    c.lm.dtype = "bfloat16"  # compute dtype; sums are float32
+    c.lm.dtype = "auto"  # compute dtype: bfloat16 | float32 | auto (bfloat16 where the machine multiplies it fast); sums are float32
     c.lm.max_tokens = 512  # longest prompt in scoring and answering; longer passages are cut
     c.lm.attention = "auto"  # auto (the platform's flash kernel, if it has one) | reference | splash (TPU) | triton (GPU)
     c.lm.remat = "full"  # none | full | dots: what the backward pass computes twice; "full" is the fastest on CPUs too, and the leanest
@@ -36,7 +36,7 @@ def base() -> ConfigDict:
     c.retriever.pooling = ""  # cls | mean; "" takes what the checkpoint says
     c.retriever.normalize = "auto"  # auto (what the checkpoint says) | yes | no
     c.retriever.score_scale = 20.0  # multiplies s(x, c) in training and in Eq. 2; 20 for unit vectors, 1 for DRAGON+
-    c.retriever.dtype = "bfloat16"  # compute dtype of the document encoder; queries and R-ft are float32
+    c.retriever.dtype = "auto"  # compute dtype of the document encoder, as lm.dtype; queries and R-ft are float32
     c.retriever.max_passage_tokens = 256
     c.retriever.max_query_tokens = 64
     c.retriever.batch_tokens = 8192  # tokens of one embedding call

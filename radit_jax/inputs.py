@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import copy
 import dataclasses
 import functools
 import json
@@ -12,7 +13,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from radit_jax import artifacts, distributed
+from radit_jax import artifacts, distributed, processor
 from radit_jax.data import training_sets
 from radit_jax.data.card import Card
 from radit_jax.data.invented import Invented
@@ -69,6 +70,14 @@ def stored_config(workdir: str | Path, default: ConfigDict, overrides: Mapping[s
     config.update(json.loads(path.read_text()))
     config.update_from_flattened_dict(overrides)
     return config.lock()
+
+
+def with_dtypes(config: ConfigDict, platform: str) -> ConfigDict:
+    """The config with compute dtypes in place of "auto", so that a workdir goes on with what it began with, on whatever machine."""
+    config = copy.deepcopy(config)
+    for part in ("lm", "retriever"):
+        config[part].dtype = processor.dtype(config[part].dtype, platform, f"{part}.dtype")
+    return config
 
 
 def sets(config: ConfigDict, part: str) -> list[tuple[Card, list[Question]]]:

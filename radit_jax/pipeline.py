@@ -49,9 +49,9 @@ class Pipeline:
     """Every stage of one config in one workdir. Properties and methods make what they need first, or open what is there."""
 
     def __init__(self, config: ConfigDict, workdir: str | Path):
-        self.config = config
         self.workdir = Path(workdir)
         self.mesh = sharding.make_mesh(config.mesh.data, config.mesh.model)
+        self.config = config = inputs.with_dtypes(config, self.mesh.devices.flat[0].platform)
         if missing := set(range(distributed.count())) - {device.process_index for device in self.mesh.devices.flat}:
             raise InputError(
                 f"mesh {self.mesh.shape['data']}×{self.mesh.shape['model']} has no device of process {min(missing)}: with several "

@@ -16,6 +16,7 @@ from flax import nnx
 from references.tiny_lms import FAMILIES, draw, tokens
 from safetensors.numpy import save_file
 
+from radit_jax.models.attention import Segments
 from radit_jax.models.layers import contract
 from radit_jax.models.lm import LM, LmConfig
 from radit_jax.weights.lm import load_lm
@@ -162,7 +163,7 @@ def test_several_continuations_of_one_prefix_are_segments():
     _, cache = jax.jit(lm.prefill, static_argnums=2)(prefix, jnp.array([5]), 5)
     positions, segments = row(3, 2, -1)
     new = jnp.concatenate([first, second, jnp.zeros((1, 1), jnp.int32)], axis=1)
-    hidden, k, _ = jax.jit(lm.extend)(new, positions + 5, segments, cache)
+    hidden, k, _ = jax.jit(lm.extend)(new, positions + 5, Segments(segments), cache)
     for part, start in ((first, 0), (second, 3)):
         alone = jax.jit(lm.__call__)(jnp.concatenate([prefix, part], axis=1))[:, 5:]
         close(lm.logits(hidden[:, start : start + part.shape[1]]), alone)

@@ -105,9 +105,14 @@ def pad_rows(rows: Sequence[Iterable[int]], length: int, fill: int = 0) -> tuple
     return tokens_BxT, lengths_B
 
 
+def longer(length: int) -> int:
+    """The padded length after this one: by eights to 64, then in quarters of an octave, so that padding is a tenth and lengths are few."""
+    return length + max(8, 1 << length.bit_length() - 3)
+
+
 def bucket(length: int, smallest: int = 16) -> int:
-    """The padded length of a row: 16, 24, 32, 48, 64, 96 … so that compiles are few and padding is below a third."""
+    """The padded length of a row: 16, 24, … 64, 80, 96, 112, 128, 160 …"""
     size = smallest
     while size < length:
-        size = size * 3 // 2 if size & (size - 1) == 0 else size * 4 // 3
+        size = longer(size)
     return size

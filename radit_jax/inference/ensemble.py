@@ -21,11 +21,14 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from radit_jax import distributed, sharding
+from radit_jax.data import trees
 from radit_jax.data.instances import InstanceMaker, bucket, pad_rows
 from radit_jax.errors import InputError
+from radit_jax.models import flash
+from radit_jax.models.attention import Segments, Trees
 from radit_jax.models.layers import as_bits, from_bits
 from radit_jax.models.lm import KVCache
-from radit_jax.training.losses import NEGATIVE, token_logprobs
+from radit_jax.training.losses import NEGATIVE
 from radit_jax.types import PyTree
 
 
@@ -174,14 +177,24 @@ class Ensemble:
         return self.maker.tokenizer.decode(ids).split("\n")[0].strip(), ids
 
     def _candidates(self, listed: Sequence[Sequence[Sequence[int]]], last_BxKxV, lengths_BxK, cache, ends: bool) -> np.ndarray:
-        """logp_BxKxC of the listed candidates (ids) of each question, on the host."""
-        width = bucket(max(len(ids) for choices in listed for ids in choices), smallest=4)
-        count = bucket(max(len(choices) for choices in listed), smallest=2)
-        padded = [pad_rows(list(choices) + [[]] * (count - len(choices)), width, fill=-1)[0] for choices in listed]
-        ids_BxCxA = sharding.put_rows(self.mesh, np.stack(padded))
-        return distributed.to_host(
-            score_candidates(self.graphdef, self.params, last_BxKxV, lengths_BxK, cache, ids_BxCxA, self.stops_V, ends)
-        )
+        """logp_BxKxC of the listed candidates (ids) of each question, on the host; a candidate that is not there has −inf.
+
+        With `ends` the probability that the answer ends there is part of it.
+        """
+        grown = [_grown(choices) for choices in listed]
+        width = bucket(max(len(tree.tokens_N) for tree in grown), smallest=8)
+        names = ("tokens_N", "depths_N", "ends_N", "parents_N")
+        nodes = (np.stack([_widened(getattr(tree, name), width) for tree in grown]) for name in names)
+        on_mesh = (sharding.put_rows(self.mesh, array) for array in nodes)
+        found = score_nodes(self.graphdef, self.params, last_BxKxV, lengths_BxK, cache, *on_mesh, self.stops_V)
+        logp_BxKxN, end_BxKxN, end_BxK = map(distributed.to_host, found)
+        logp_BxKxC = np.full((*end_BxK.shape, max(map(len, listed))), -np.inf, np.float32)
+        for b, tree in enumerate(grown):
+            for c, path in enumerate(tree.paths):
+                logp_BxKxC[b, :, c] = logp_BxKxN[b][:, path].sum(-1)
+                if ends:
+                    logp_BxKxC[b, :, c] += end_BxKxN[b, :, path[-1]] if len(path) else end_BxK[b]
+        return logp_BxKxC
 
     def _batches(self, questions: Sequence[Prompted]) -> Iterator[tuple[list[int], tuple[np.ndarray, np.ndarray, np.ndarray]]]:
         """Longest first: which questions, and their (tokens_BxKxT, lengths_BxK, logw_BxK)."""
@@ -190,6 +203,7 @@ class Ensemble:
         start = 0
         while start < len(order):
             width = bucket(longest[order[start]], smallest=32)
+            width = width if self.lm.config.attention == flash.REFERENCE else flash.whole_blocks(width)
             size = sharding.whole_rows(self.mesh, self.batch_tokens // (width * len(questions[order[start]].prompts)))
             rows = order[start : start + size]
             chosen = [questions[row] for row in rows]
@@ -197,6 +211,33 @@ class Ensemble:
             padded = [pad_rows(question.prompts, width) for question in filled]
             yield rows, tuple(np.stack(part) for part in (*zip(*padded), [question.logw_K for question in filled]))
             start += size
+
+
+@dataclasses.dataclass(frozen=True)
+class _Grown:
+    """Candidates as trees of N tokens: what they begin with alike is there once. `paths` are the tokens of each candidate."""
+
+    tokens_N: np.ndarray
+    depths_N: np.ndarray
+    ends_N: np.ndarray  # as trees.Forest has them
+    parents_N: np.ndarray  # -1: none
+    paths: list[np.ndarray]
+
+
+def _grown(candidates: Sequence[Sequence[int]]) -> _Grown:
+    full = [np.asarray(ids, np.int32) for ids in candidates if len(ids)]
+    forest = trees.plant(full, max(1, sum(map(len, full))), worth=1)
+    tokens_N, depths_N, ends_N = (array.reshape(-1)[: forest.nodes] for array in (forest.tokens_RxT, forest.positions_RxT, forest.ends_RxT))
+    paths_of_full = iter(forest.paths)
+    paths = [next(paths_of_full) if len(ids) else np.zeros(0, np.int32) for ids in candidates]
+    parents_N = np.full(forest.nodes, -1, np.int32)
+    for path in forest.paths:
+        parents_N[path[1:]] = path[:-1]
+    return _Grown(tokens_N, depths_N, ends_N, parents_N, paths)
+
+
+def _widened(array_N: np.ndarray, width: int) -> np.ndarray:
+    return np.pad(array_N, (0, width - len(array_N)))
 
 
 def _mixed(logp_BxKxC: np.ndarray, logw_BxK: np.ndarray) -> np.ndarray:
@@ -261,7 +302,7 @@ def _step(lm: nnx.Module) -> Callable:
     """(token_BxK, positions_BxK, cache) → (logits_BxKxV, cache): one more token in every row."""
 
     def one(token_B, positions_B, cache):
-        hidden_Bx1xD, k, v = lm.extend(token_B[:, None], positions_B[:, None], jnp.ones_like(token_B)[:, None], cache)
+        hidden_Bx1xD, k, v = lm.extend(token_B[:, None], positions_B[:, None], Segments(jnp.ones_like(token_B)[:, None]), cache)
         return lm.logits(hidden_Bx1xD[:, 0]), k, v
 
     def step(token_BxK, positions_BxK, cache):
@@ -302,42 +343,31 @@ def _decode(step, choose_token, last_BxKxV, lengths_BxK, cache, stops_V, new_tok
     return ids_BxRxS, total_BxR
 
 
-@functools.partial(jax.jit, static_argnums=(0, 7))
-def score_candidates(graphdef, params, last_BxKxV, lengths_BxK, cache, ids_BxCxA, stops_V, ends: bool):
-    """log p_LM(candidate | c∘x), (B, K, C), over the caches of the prompts.
+@functools.partial(jax.jit, static_argnums=0)
+def score_nodes(graphdef, params, last_BxKxV, lengths_BxK, cache, tokens_BxN, depths_BxN, ends_BxN, parents_BxN, stops_V):
+    """Candidates of each question as trees of N tokens, read over the caches of its K prompts.
 
-    The C candidates stand side by side in one row, each its own segment.
-
-    ids are −1 after a candidate's end; with `ends` the probability that the answer ends there is part of it. A candidate without tokens and
-    without `ends` has log-probability 0 and is padding.
+    Returns log p of each token after those before it (B, K, N), of the end after each token (B, K, N), and of the end at once (B, K).
     """
     lm = nnx.merge(graphdef, params)
-    batch, count, width = ids_BxCxA.shape
-    real_BxCxA = ids_BxCxA >= 0
-    tokens_BxCxA = jnp.maximum(ids_BxCxA, 0)
-    segment_ids_BxCA = jnp.where(real_BxCxA, jnp.arange(1, count + 1)[None, :, None], 0).reshape(batch, -1)
-    length_BxC = jnp.sum(real_BxCxA, -1)
 
     def read(lengths_B, cache):
-        positions_BxCxA = lengths_B[:, None, None] + jnp.broadcast_to(jnp.arange(width)[None, None], ids_BxCxA.shape)
-        hidden, _, _ = lm.extend(tokens_BxCxA.reshape(batch, -1), positions_BxCxA.reshape(batch, -1), segment_ids_BxCA, cache)
-        return hidden.reshape(batch, count, width, -1)
+        return lm.extend(tokens_BxN, lengths_B[:, None] + depths_BxN, Trees(ends_BxN), cache)[0]
 
-    def one(last_BxV, hidden_BxCxAxD):
-        first_BxC = jnp.take_along_axis(last_BxV, tokens_BxCxA[:, :, 0], axis=-1)
-        rest_BxCxA = token_logprobs(lm.logits(hidden_BxCxAxD[:, :, :-1]), tokens_BxCxA[:, :, 1:])
-        logp_BxC = jnp.where(length_BxC > 0, first_BxC, 0.0) + jnp.sum(jnp.where(real_BxCxA[:, :, 1:], rest_BxCxA, 0.0), -1)
-        if not ends:
-            return logp_BxC
-        at_end_BxCx1x1 = jnp.maximum(length_BxC - 1, 0)[..., None, None]
-        at_end_BxCxD = jnp.take_along_axis(hidden_BxCxAxD, at_end_BxCx1x1, axis=2)[:, :, 0]
-        end_BxC, no_tokens_B = _end_logprob(lm.logits(at_end_BxCxD), stops_V), _end_logprob(last_BxV, stops_V)
-        return logp_BxC + jnp.where(length_BxC > 0, end_BxC, no_tokens_B[:, None])
+    def one(args):
+        last_BxV, hidden_BxNxD = args
+        logits_BxNxV = lm.logits(hidden_BxNxD)
+        norm_BxN = jax.nn.logsumexp(logits_BxNxV, axis=-1)
+        # A token's logits are those of its parent; a first token's are the prompt's.
+        b_Bx1, parents_BxN_ = jnp.arange(len(tokens_BxN))[:, None], jnp.maximum(parents_BxN, 0)
+        after_BxN = logits_BxNxV[b_Bx1, parents_BxN_, tokens_BxN] - norm_BxN[b_Bx1, parents_BxN_]
+        logp_BxN = jnp.where(parents_BxN < 0, jnp.take_along_axis(last_BxV, tokens_BxN, axis=-1), after_BxN)
+        return logp_BxN, _end_logprob(logits_BxNxV, stops_V), _end_logprob(last_BxV, stops_V)
 
-    hidden_KxBxCxAxD = jax.vmap(read, in_axes=(1, CACHE_K))(lengths_BxK, cache)
-    # `map`, not vmap: the logits of one prompt at a time, for a (K, B, C·A, V) array would be gigabytes.
-    logp_KxBxC = jax.lax.map(lambda args: one(*args), (jnp.swapaxes(last_BxKxV, 0, 1), hidden_KxBxCxAxD))
-    return jnp.swapaxes(logp_KxBxC, 0, 1)
+    hidden_KxBxNxD = jax.vmap(read, in_axes=(1, CACHE_K))(lengths_BxK, cache)
+    # `map`, not vmap: the logits of one prompt at a time, for a (K, B, N, V) array would be gigabytes.
+    found = jax.lax.map(one, (jnp.swapaxes(last_BxKxV, 0, 1), hidden_KxBxNxD))
+    return tuple(jnp.swapaxes(part, 0, 1) for part in found)
 
 
 def _end_logprob(logits_xV: jax.Array, stops_V: jax.Array) -> jax.Array:

@@ -1,10 +1,11 @@
-"""p_LM(y | c∘x): the log-probability of target tokens after a prompt, batched by length (paper Eqs. 2 and 4)."""
+"""p_LM(y | c∘x): the log-probability of target tokens after a prompt, several instances to a row (paper Eqs. 2 and 4)."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,74 +14,132 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from radit_jax import artifacts, distributed, progress, sharding
+from radit_jax.data import trees
 from radit_jax.data.instances import InstanceMaker, bucket, pad_rows
+from radit_jax.data.trees import Forest
 from radit_jax.errors import InputError
+from radit_jax.models import flash
+from radit_jax.models.attention import Segments, Trees
 from radit_jax.training.losses import token_logprobs
 from radit_jax.types import Instance, PyTree
 
 SHARD = 200  # examples scored between two writes: what a kill can lose
+LONGEST_PACKED = 512  # tokens of a row of several instances
+ATTENTION_AS_MUCH = 1500  # tokens of a row at which attention costs as much as all else
+SAMPLE = 512  # instances that the row length is chosen by
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def target_logprobs(
-    graphdef: nnx.GraphDef, params: PyTree, tokens_BxT: jax.Array, lengths_B: jax.Array, slots_BxP: jax.Array, labels_BxP: jax.Array
+    graphdef: nnx.GraphDef,
+    params: PyTree,
+    tokens_BxT: jax.Array,
+    positions_BxT: jax.Array,
+    rows: Segments | Trees,
+    slots_BxP: jax.Array,
+    labels_BxP: jax.Array,
 ) -> jax.Array:
-    """Σ_t log p(y_t | y_<t, c∘x) per row, float32 nats. slots point at the token *before* each label; −1 marks an unused slot."""
+    """log p(label) at every slot, (B, P) float32 nats. A slot is the token *before* its label; −1 marks an unused one, which gets 0."""
     lm = nnx.merge(graphdef, params)
-    # Into a cache that nobody reads, and that the compiler therefore leaves out: `prefill` is the forward pass without gradients.
-    hidden_BxTxD, _ = lm.prefill(tokens_BxT, lengths_B, tokens_BxT.shape[1])
+    hidden_BxTxD = lm.read(tokens_BxT, positions_BxT, rows)
     hidden_BxPxD = jnp.take_along_axis(hidden_BxTxD, jnp.maximum(slots_BxP, 0)[..., None], axis=1)
     logp_BxP = token_logprobs(lm.logits(hidden_BxPxD), labels_BxP)
-    return jnp.sum(jnp.where(slots_BxP >= 0, logp_BxP, 0.0), axis=-1)
+    return jnp.where(slots_BxP >= 0, logp_BxP, 0.0)
 
 
 class Scorer:
-    """Scores instances with one LM: sorted by length, padded to a few bucket lengths, about `batch_tokens` tokens a call.
+    """Scores instances with one LM: packed, several to a row, what they begin with alike once; about `batch_tokens` tokens a call.
 
-    On a mesh (the one that the LM's parameters lie on) the rows of a call are spread over its data axis. Of several processes all call
-    with the same instances, and all get the scores.
+    Rows are as long as costs least for the instances of a call; the few longest get rows of bucket lengths. On a mesh (the one that the
+    LM's parameters lie on) the rows are spread over its data axis. Of several processes all call with the same instances, and all get the
+    scores.
     """
 
     def __init__(self, lm: nnx.Module, *, batch_tokens: int = 2048, mesh: Mesh | None = None):
         self.graphdef, self.params = nnx.split(lm)
         self.batch_tokens = batch_tokens
         self.mesh = sharding.make_mesh(1, 1) if mesh is None else mesh
+        # A flash kernel knows segments alone: there no two instances share a token.
+        self.share = lm.config.attention == flash.REFERENCE
         self.shapes: set[tuple[int, ...]] = set()  # one compile each
-        self.padded = self.real = 0
+        self.tokens = self.read = self.computed = 0  # of the instances; without what they share; with padding
 
     def __call__(self, instances: Sequence[Instance], advance: Callable[[int], None] = lambda n: None) -> np.ndarray:
         """logp_N in the order given: natural-log probability of each instance's target tokens."""
-        logp_N = np.zeros(len(instances), np.float32)
-        for rows, arrays in self._batches(instances):
-            self.shapes.add(arrays[0].shape + arrays[2].shape)
-            with jax.set_mesh(self.mesh):
-                out_B = target_logprobs(self.graphdef, self.params, *(sharding.put_rows(self.mesh, array) for array in arrays))
-            logp_N[rows] = distributed.to_host(out_B)[: len(rows)]
-            advance(len(rows))
-        return logp_N
+        logp_N = np.zeros(len(instances), np.float64)
+        # The last token is a label and nothing more.
+        sequences = [instance.tokens_T[:-1] for instance in instances]
+        for length, members in self._by_row_length(sequences).items():
+            forest = trees.plant([sequences[n] for n in members], length, share=self.share)
+            self._score(forest, [instances[n] for n in members], members, logp_N, advance)
+        return logp_N.astype(np.float32)
 
-    def _batches(self, instances: Sequence[Instance]) -> Iterator[tuple[np.ndarray, tuple[np.ndarray, ...]]]:
-        lengths_N = np.asarray([len(instance.tokens_T) for instance in instances])
-        outputs_N = np.asarray([len(instance.tokens_T) - instance.target_start for instance in instances])
-        order = np.lexsort((outputs_N, lengths_N))[::-1]  # longest first: the biggest buffers are taken at once
-        start = 0
-        while start < len(order):
-            length = bucket(int(lengths_N[order[start]]))
-            size = sharding.whole_rows(self.mesh, self.batch_tokens // length)
-            rows = order[start : start + size]
-            slots = bucket(int(outputs_N[rows].max()), smallest=8)
-            yield rows, self._arrays([instances[row] for row in rows], size, length, slots)
-            self.real += int(lengths_N[rows].sum())
-            self.padded += size * length
-            start += size
+    def _by_row_length(self, sequences: Sequence[np.ndarray]) -> dict[int, list[int]]:
+        """Row length → numbers of the sequences that go to such rows."""
+        packed = cheapest_row(sequences, self.share)  # of each call anew: a shard's scores hang on no other shard
+        groups: dict[int, list[int]] = {}
+        for n, sequence in enumerate(sequences):
+            length = packed if len(sequence) <= packed else flash.whole_blocks(bucket(len(sequence)))
+            groups.setdefault(length, []).append(n)
+        return groups
 
-    def _arrays(self, chosen: Sequence[Instance], size: int, length: int, slots: int) -> tuple[np.ndarray, ...]:
-        filler = [np.zeros(0, np.int32)] * (size - len(chosen))  # the last batch keeps the shape of the others
-        tokens_BxT, lengths_B = pad_rows([instance.tokens_T for instance in chosen] + filler, length)
-        labels_BxP, _ = pad_rows([instance.tokens_T[instance.target_start :] for instance in chosen] + filler, slots)
-        before = [np.arange(instance.target_start - 1, len(instance.tokens_T) - 1) for instance in chosen]
-        slots_BxP, _ = pad_rows(before + filler, slots, fill=-1)
-        return tokens_BxT, lengths_B, slots_BxP, labels_BxP
+    def _score(self, forest: Forest, chosen: Sequence[Instance], numbers: Sequence[int], logp_N: np.ndarray, advance: Callable) -> None:
+        count, length = forest.tokens_RxT.shape
+        slots: list[list[int]] = [[] for _ in range(count)]
+        labels: list[list[int]] = [[] for _ in range(count)]
+        owners: list[list[int]] = [[] for _ in range(count)]
+        for number, instance, row, path in zip(numbers, chosen, forest.row_N, forest.paths):
+            slots[row].extend(path[instance.target_start - 1 :])
+            labels[row].extend(instance.tokens_T[instance.target_start :])
+            owners[row].extend([number] * (len(instance.tokens_T) - instance.target_start))
+        width = bucket(max(map(len, slots)), smallest=8)
+        size = sharding.whole_rows(self.mesh, self.batch_tokens // length)
+        for start in range(0, count, size):
+            rows = slice(start, start + size)
+            filler = [[]] * (size - len(slots[rows]))  # the last batch keeps the shape of the others
+            place = forest.ends_RxT if self.share else forest.segment_ids_RxT
+            arrays = [_filled(array[rows], size) for array in (forest.tokens_RxT, forest.positions_RxT, place)]
+            slots_BxP, _ = pad_rows(slots[rows] + filler, width, fill=-1)
+            labels_BxP, _ = pad_rows(labels[rows] + filler, width)
+            found_BxP = self._run(*arrays, slots_BxP, labels_BxP)
+            for b, of_row in enumerate(owners[rows]):
+                np.add.at(logp_N, of_row, found_BxP[b, : len(of_row)])
+            advance(len({n for of_row in owners[rows] for n in of_row}))
+        self.tokens += sum(len(path) for path in forest.paths)
+        self.read += forest.nodes
+        self.computed += -(-count // size) * size * length
+
+    def _run(self, tokens_BxT, positions_BxT, place_BxT, slots_BxP, labels_BxP) -> np.ndarray:
+        self.shapes.add(tokens_BxT.shape + slots_BxP.shape)
+        arrays = (tokens_BxT, positions_BxT, place_BxT, slots_BxP, labels_BxP)
+        tokens, positions, place, slots, labels = (sharding.put_rows(self.mesh, array) for array in arrays)
+        with jax.set_mesh(self.mesh):
+            rows = Trees(place) if self.share else Segments(place)
+            return distributed.to_host(target_logprobs(self.graphdef, self.params, tokens, positions, rows, slots, labels))
+
+    def facts(self) -> dict[str, Any]:
+        """What was read and what was not: `shared` is the share of tokens that another instance had already, `padding` that of nothing."""
+        return {
+            "tokens": self.tokens,
+            "shared": round(1 - self.read / max(self.tokens, 1), 4),
+            "padding": round(1 - self.read / max(self.computed, 1), 4),
+            "compiles": len(self.shapes),
+        }
+
+
+def cheapest_row(sequences: Sequence[np.ndarray], share: bool) -> int:
+    """The row length, a multiple of flash.BLOCK, at which these sequences cost least: short rows are padded, long ones attend to much."""
+    lengths = sorted(len(sequence) for sequence in sequences)
+    typical = lengths[int(0.98 * (len(lengths) - 1))]
+    first = min(flash.whole_blocks(typical), LONGEST_PACKED)
+    some = [sequence for sequence in sequences if len(sequence) <= first][:SAMPLE]
+    candidates = range(first, LONGEST_PACKED + 1, flash.BLOCK)
+    return min(candidates, key=lambda T: trees.row_count(some, T, share=share) * T * (1 + T / ATTENTION_AS_MUCH))
+
+
+def _filled(rows_RxT: np.ndarray, size: int) -> np.ndarray:
+    """The rows, and empty ones up to `size`."""
+    return np.pad(rows_RxT, [(0, size - len(rows_RxT)), (0, 0)])
 
 
 def score_retrieval(scorer: Scorer, maker: InstanceMaker, retrieval: Sequence, folder: Path) -> dict:
@@ -105,10 +164,8 @@ def score_retrieval(scorer: Scorer, maker: InstanceMaker, retrieval: Sequence, f
     return {
         "questions": total,
         "questions_per_s": round(advance.rate, 2),
-        "tokens": scorer.real,
-        "tokens_per_s": round(scorer.real / max(advance.elapsed, 1e-9)),
-        "padding": round(1 - scorer.real / max(scorer.padded, 1), 4),
-        "compiles": len(scorer.shapes),
+        **scorer.facts(),
+        "tokens_per_s": round(scorer.tokens / max(advance.elapsed, 1e-9)),
         "truncated": maker.truncations.count,
     }
 

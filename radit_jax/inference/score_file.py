@@ -61,7 +61,7 @@ def score_file(source: Path, output: Path, checkpoint: str, *, dtype: str, batch
         "records": len(records),
         "records_per_s": round(advance.rate, 2),
         "truncated": maker.truncations.count,
-        "compiles": len(scorer.shapes),
+        **scorer.facts(),
     }
 
 

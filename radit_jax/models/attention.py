@@ -22,6 +22,37 @@ MASKED = -1e30  # finite, so that a row of padding gives a uniform softmax and n
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
+class Segments:
+    """Rows of sequences side by side: a token sees its own segment. Segment 0 is padding, which sees nothing and is seen by none."""
+
+    ids_BxT: jax.Array  # int32
+
+    @property
+    def real_BxT(self) -> jax.Array:
+        return self.ids_BxT > 0
+
+    def visible_BxTxT(self) -> jax.Array:
+        return (self.ids_BxT[:, :, None] == self.ids_BxT[:, None, :]) & self.real_BxT[:, :, None]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Trees:
+    """Rows of token trees in depth-first order (data/trees.py): a token sees itself and those before it whose end it has not passed."""
+
+    ends_BxT: jax.Array  # int32, an index into the row; 0 is padding
+
+    @property
+    def real_BxT(self) -> jax.Array:
+        return self.ends_BxT > 0
+
+    def visible_BxTxT(self) -> jax.Array:
+        index_T = jnp.arange(self.ends_BxT.shape[1], dtype=jnp.int32)
+        return (index_T[:, None] >= index_T[None])[None] & (index_T[None, :, None] < self.ends_BxT[:, None, :])
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class Keys:
     """Keys and values to look at, heads first (B, G, S, h), and how far back each lies from each query."""
 

@@ -77,6 +77,11 @@ def obstacle(kernel: str, config: LmConfig, row_length: int, model: int = 1) -> 
     return None
 
 
+def whole_blocks(length: int) -> int:
+    """The next length of a row that kernels read."""
+    return -(-length // BLOCK) * BLOCK
+
+
 def reader(config: LmConfig, segment_ids_BxT: jax.Array) -> Callable[[jax.Array, jax.Array, jax.Array], jax.Array] | None:
     """Attention within these rows as a function of q (B, G, R, T, h) and k, v (B, G, T, h); None where the reference must read them."""
     row_length = segment_ids_BxT.shape[-1]

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from radit_jax.models import flash
-from radit_jax.models.attention import FAR, Attention, Keys, attend, distances
+from radit_jax.models.attention import FAR, Attention, Keys, Segments, Trees, attend, distances
 from radit_jax.models.layers import (
     DOT,
     Embed,
@@ -146,8 +146,13 @@ class LM(nnx.Module):
 
         A token sees the tokens of its own segment at its own position or before. Segment 0 is padding: seen by none, finite.
         """
-        hidden, _, _ = self._forward(tokens_BxT, positions_BxT, segment_ids_BxT, None, collect=False)
+        hidden, _, _ = self._forward(tokens_BxT, positions_BxT, Segments(segment_ids_BxT), None, collect=False)
         return hidden
+
+    def read(self, tokens_BxT: jax.Array, positions_BxT: jax.Array, rows: Segments | Trees) -> jax.Array:
+        """Hidden states (B, T, D) of packed rows, as `hidden`, but no gradient passes: faster where weights are bfloat16 on a CPU."""
+        # Keys and values that nobody asks for are left out by the compiler.
+        return self._forward(tokens_BxT, positions_BxT, rows, None, collect=True)[0]
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Logits (..., V) float32 of hidden states (..., D): separate, because losses and scores need them at few positions."""
@@ -163,37 +168,37 @@ class LM(nnx.Module):
             raise ValueError(f"capacity ({capacity}) is less than the prompt's width ({T})")
         positions_BxT = jnp.broadcast_to(jnp.arange(T, dtype=jnp.int32)[None], (B, T))
         read_BxT = positions_BxT < lengths_B[:, None]
-        hidden, k, v = self._forward(tokens_BxT, positions_BxT, read_BxT.astype(jnp.int32), None, collect=True)
+        rows = Segments(read_BxT.astype(jnp.int32))
+        hidden, k, v = self._forward(tokens_BxT, positions_BxT, rows, None, collect=True)
         room = [(0, 0), (0, 0), (0, capacity - T), (0, 0), (0, 0)]
         slots_BxS = jnp.pad(jnp.where(read_BxT, positions_BxT, -1), [(0, 0), (0, capacity - T)], constant_values=-1)
         return hidden, KVCache(jnp.pad(k, room), jnp.pad(v, room), slots_BxS, jnp.int32(T))
 
     def extend(
-        self, tokens_BxT: jax.Array, positions_BxT: jax.Array, segment_ids_BxT: jax.Array, cache: KVCache
+        self, tokens_BxT: jax.Array, positions_BxT: jax.Array, rows: Segments | Trees, cache: KVCache
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Hidden states (B, T, D) of new tokens that see the cache and the new tokens of their segment, and their keys and values.
+        """Hidden states (B, T, D) of new tokens that see the cache and their own among the new, and their keys and values.
 
-        Several continuations of one prefix are several segments. The cache is not written: KVCache.append does that.
+        Several continuations of one prefix are several segments, or trees. The cache is not written: KVCache.append does that.
         """
-        return self._forward(tokens_BxT, positions_BxT, segment_ids_BxT, cache, collect=True)
+        return self._forward(tokens_BxT, positions_BxT, rows, cache, collect=True)
 
     def decode_step(self, tokens_B: jax.Array, positions_B: jax.Array, cache: KVCache) -> tuple[jax.Array, KVCache]:
         """Logits (B, V) after one more token in every row, and the cache with it."""
         tokens, positions = tokens_B[:, None], positions_B[:, None]
-        hidden, k, v = self.extend(tokens, positions, jnp.ones_like(tokens), cache)
+        hidden, k, v = self.extend(tokens, positions, Segments(jnp.ones_like(tokens)), cache)
         return self.logits(hidden[:, 0]), cache.append(k, v, positions)
 
-    def _forward(self, tokens_BxT, positions_BxT, segment_ids_BxT, cache, *, collect: bool):
+    def _forward(self, tokens_BxT, positions_BxT, rows: Segments | Trees, cache, *, collect: bool):
         """The one forward pass. Keys and values of the new tokens (L, B, T, G, h) are returned only if `collect`."""
         c = self.config
         rope = rope_tables(positions_BxT, rope_frequencies(c.head_dim, c.rope_theta, c.rope_scaling))
-        rows = flash.reader(c, segment_ids_BxT) if cache is None else None
+        kernel = flash.reader(c, rows.ids_BxT) if cache is None and isinstance(rows, Segments) else None
         own_BxTxT = past_BxTxS = None
-        if rows is None:
-            same = (segment_ids_BxT[:, :, None] == segment_ids_BxT[:, None, :]) & (segment_ids_BxT > 0)[:, :, None]
-            own_BxTxT = distances(positions_BxT, positions_BxT, same)
+        if kernel is None:
+            own_BxTxT = distances(positions_BxT, positions_BxT, rows.visible_BxTxT())
         if cache is not None:
-            there = (segment_ids_BxT > 0)[:, :, None] & (cache.positions_BxS >= 0)[:, None, :]
+            there = rows.real_BxT[:, :, None] & (cache.positions_BxS >= 0)[:, None, :]
             past_BxTxS = distances(positions_BxT, cache.positions_BxS, there)
         graphdef, stacked = nnx.split(self.blocks)
 
@@ -209,7 +214,7 @@ class LM(nnx.Module):
             def read(q_BxGxRxTxh, k_BxGxTxh, v_BxGxTxh):
                 return attend(q_BxGxRxTxh, [*past, Keys(k_BxGxTxh, v_BxGxTxh, own_BxTxT)], window, c.dtype)
 
-            x_BxTxD, k, v = nnx.merge(graphdef, jax.tree.map(whole, params))(x_BxTxD, rope, rows or read)
+            x_BxTxD, k, v = nnx.merge(graphdef, jax.tree.map(whole, params))(x_BxTxD, rope, kernel or read)
             return rows_apart(x_BxTxD), (k, v) if collect else (None, None)
 
         if c.remat != "none":

@@ -22,6 +22,7 @@ import numpy as np
 
 from radit_jax import distributed, progress
 from radit_jax.data.corpus import PassageStore
+from radit_jax.data.instances import longer
 from radit_jax.errors import InputError
 from radit_jax.retrieval.vectors import DTYPES, about_shard, open_vectors, read_shard, shard_path, write_shard
 
@@ -46,8 +47,8 @@ class EncoderTokenizer(Protocol):
 class Buckets:
     """The shapes (B, T) that the encoder is compiled for; B is a power of two with B·T ≤ batch_tokens.
 
-    T goes by eights from 16 to 64 and then in quarters of an octave: 10 % of padding on Wikipedia passages of 32 words, where steps
-    of a half octave had 16 %, for two compilations more. `most_rows` bounds B for small jobs, `min_rows` is the least B that the
+    T goes as `instances.longer` says: 10 % of padding on Wikipedia passages of 32 words, where steps of a half octave had 16 %, for two
+    compilations more. `most_rows` bounds B for small jobs, `min_rows` is the least B that the
     mesh can split (its data axis).
     """
 
@@ -60,7 +61,7 @@ class Buckets:
     def lengths(self) -> tuple[int, ...]:
         lengths = [SHORTEST]
         while lengths[-1] < self.max_tokens:
-            lengths.append(lengths[-1] + max(8, 1 << lengths[-1].bit_length() - 3))
+            lengths.append(longer(lengths[-1]))
         return (*lengths[:-1], self.max_tokens)
 
     def length(self, tokens: int) -> int:
