@@ -26,20 +26,23 @@ def drawn(count: int, vocab: int = len(tiny.PIECES)) -> list[np.ndarray]:
     return [sequence.astype(np.int32) for sequence in found[:count]]
 
 
+def planted(sequences: list[np.ndarray], row_length: int, *, share: bool = True) -> trees.Forest:
+    return trees.plant(sequences, trees.pack(trees.grow(sequences, share=share, most=row_length), row_length), row_length)
+
+
 @pytest.mark.parametrize("share", [True, False])
 def test_every_sequence_stands_in_its_row_as_it_was(share):
     sequences = drawn(30)
-    forest = trees.plant(sequences, 128, share=share)
+    forest = planted(sequences, 128, share=share)
     for sequence, row, path in zip(sequences, forest.row_N, forest.paths):
         assert forest.tokens_RxT[row, path].tolist() == sequence.tolist()
         assert forest.positions_RxT[row, path].tolist() == list(range(len(sequence)))
-    assert len(forest.tokens_RxT) == trees.row_count(sequences, 128, share=share)
 
 
 @pytest.mark.parametrize("share", [True, False])
 def test_a_token_sees_its_own_sequence_and_no_other(share):
     sequences = drawn(30)
-    forest = trees.plant(sequences, 128, share=share)
+    forest = planted(sequences, 128, share=share)
     kinds = [Trees(jnp.asarray(forest.ends_RxT))] + ([] if share else [Segments(jnp.asarray(forest.segment_ids_RxT))])
     for rows in kinds:
         visible = np.array(rows.visible_BxTxT()) & (np.arange(128)[:, None] >= np.arange(128)[None])[None]
@@ -50,7 +53,7 @@ def test_a_token_sees_its_own_sequence_and_no_other(share):
 
 def test_what_begins_alike_is_there_once():
     sequences = drawn(30)
-    shared, apart = trees.plant(sequences, 128), trees.plant(sequences, 128, share=False)
+    shared, apart = planted(sequences, 128), planted(sequences, 128, share=False)
     assert apart.nodes == sum(map(len, sequences))
     assert shared.nodes == len({tuple(sequence[: t + 1]) for sequence in sequences for t in range(len(sequence))})
     assert len(shared.tokens_RxT) < len(apart.tokens_RxT)
@@ -58,7 +61,7 @@ def test_what_begins_alike_is_there_once():
 
 def test_rows_are_never_longer_than_asked_for():
     alike = [np.concatenate([np.arange(50), [n]]).astype(np.int32) for n in range(100)]
-    forest = trees.plant(alike, 64)
+    forest = planted(alike, 64)
     assert forest.tokens_RxT.shape[1] == 64 and len(forest.tokens_RxT) > 1  # a tree too large is several, each with its beginning
     assert sorted(forest.tokens_RxT[row, path[-1]] for row, path in zip(forest.row_N, forest.paths)) == list(range(100))
 

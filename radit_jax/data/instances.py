@@ -105,14 +105,14 @@ def pad_rows(rows: Sequence[Iterable[int]], length: int, fill: int = 0) -> tuple
     return tokens_BxT, lengths_B
 
 
-def longer(length: int) -> int:
-    """The padded length after this one: by eights to 64, then in quarters of an octave, so that padding is a tenth and lengths are few."""
-    return length + max(8, 1 << length.bit_length() - 3)
+def longer(length: int, parts: int = 4) -> int:
+    """The padded length after this one: by eights, and from 8 · `parts` on in `parts` of an octave. 4 pad a tenth, 8 a twentieth."""
+    return length + max(8, (1 << length.bit_length() - 1) // parts)
 
 
-def bucket(length: int, smallest: int = 16) -> int:
-    """The padded length of a row: 16, 24, … 64, 80, 96, 112, 128, 160 …"""
+def bucket(length: int, smallest: int = 16, parts: int = 4) -> int:
+    """The padded length of a row: 16, 24, … 64, 80, 96, 112, 128, 160 …, or with 8 parts to the octave 16, 24, … 128, 144 …"""
     size = smallest
     while size < length:
-        size = longer(size)
+        size = longer(size, parts)
     return size

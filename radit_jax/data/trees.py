@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -34,45 +34,35 @@ class Forest:
 
 
 @dataclasses.dataclass
-class _Tree:
-    """Sequences (numbers, in lexicographic order), and how many tokens each shares with the one before it."""
+class Tree:
+    """Sequences (their numbers, in lexicographic order), and how many tokens each shares with the one before it."""
 
     members: list[int]
     shared: list[int]
-    size: int
+    size: int  # tokens
 
 
-def plant(sequences: Sequence[np.ndarray], row_length: int, *, share: bool = True, worth: int = WORTH_SHARING) -> Forest:
-    """The sequences in as few rows as best fit, largest first, finds. Without `share` every sequence is a tree of its own.
+def grow(sequences: Sequence[np.ndarray], *, share: bool = True, worth: int = WORTH_SHARING, most: int | None = None) -> list[Tree]:
+    """Trees of the sequences, none of which may be empty. Without `share` every sequence is a tree of its own.
 
-    Each must have 1 to `row_length` tokens. `worth` tokens in common, or a whole sequence, bind two to one tree.
+    `worth` tokens in common, or a whole sequence, bind two to one tree, of at most `most` tokens (None: however many).
     """
-    trees = list(_trees(sequences, row_length, share, worth))
-    return _planted(sequences, trees, _best_fit([tree.size for tree in trees], row_length), row_length)
-
-
-def row_count(sequences: Sequence[np.ndarray], row_length: int, *, share: bool = True) -> int:
-    """How many rows `plant` would take."""
-    return len(_best_fit([tree.size for tree in _trees(sequences, row_length, share, WORTH_SHARING)], row_length))
-
-
-def _trees(sequences: Sequence[np.ndarray], row_length: int, share: bool, worth: int) -> Iterator[_Tree]:
     keys = [np.asarray(sequence).astype(">u4").tobytes() for sequence in sequences]  # bytes sort as the numbers do
-    tree, before = None, None
+    found: list[Tree] = []
+    before = -1
     for n in sorted(range(len(sequences)), key=keys.__getitem__):
         length = len(sequences[n])
-        common = _common(sequences[before], sequences[n]) if share and tree else 0
-        if tree and common >= min(worth, length) and tree.size + length - common <= row_length:
+        common = _common(sequences[before], sequences[n]) if share and found else 0
+        more = length - common
+        if found and common >= min(worth, length) and (most is None or found[-1].size + more <= most):
+            tree = found[-1]
             tree.members.append(n)
             tree.shared.append(common)
-            tree.size += length - common
+            tree.size += more
         else:
-            if tree:
-                yield tree
-            tree = _Tree([n], [0], length)
+            found.append(Tree([n], [0], length))
         before = n
-    if tree:
-        yield tree
+    return found
 
 
 def _common(a: np.ndarray, b: np.ndarray) -> int:
@@ -82,8 +72,12 @@ def _common(a: np.ndarray, b: np.ndarray) -> int:
     return int(apart[0]) if len(apart) else length
 
 
+def pack(trees: Sequence[Tree], row_length: int) -> list[list[Tree]]:
+    """The trees in rows: the largest first, each where it leaves the least room."""
+    return [[trees[n] for n in row] for row in _best_fit([tree.size for tree in trees], row_length)]
+
+
 def _best_fit(sizes: Sequence[int], row_length: int) -> list[list[int]]:
-    """Rows of numbers: the largest first, each where it leaves the least room."""
     rows: list[list[int]] = []
     rooms: list[tuple[int, int]] = []  # (room left, row), ascending
     for n in sorted(range(len(sizes)), key=lambda n: -sizes[n]):
@@ -98,12 +92,13 @@ def _best_fit(sizes: Sequence[int], row_length: int) -> list[list[int]]:
     return rows
 
 
-def _planted(sequences: Sequence[np.ndarray], trees: Sequence[_Tree], rows: Sequence[Sequence[int]], row_length: int) -> Forest:
+def plant(sequences: Sequence[np.ndarray], rows: Sequence[Sequence[Tree]], row_length: int) -> Forest:
+    """The trees of each row, side by side. Sequences that are in none of them have row 0 and an empty path."""
     tokens, positions, segments, ends = (np.zeros((len(rows), row_length), np.int32) for _ in range(4))
     row_N, paths = np.zeros(len(sequences), np.int32), [np.zeros(0, np.int32)] * len(sequences)
-    for r, members in enumerate(rows):
+    for r, trees in enumerate(rows):
         at = 0
-        for segment, tree in enumerate((trees[n] for n in members), 1):
+        for segment, tree in enumerate(trees, 1):
             path = np.zeros(0, np.int32)
             for n, shared in zip(tree.members, tree.shared):
                 ends[r, path[shared:]] = at

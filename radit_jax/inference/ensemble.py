@@ -226,7 +226,8 @@ class _Grown:
 
 def _grown(candidates: Sequence[Sequence[int]]) -> _Grown:
     full = [np.asarray(ids, np.int32) for ids in candidates if len(ids)]
-    forest = trees.plant(full, max(1, sum(map(len, full))), worth=1)
+    grown = trees.grow(full, worth=1)
+    forest = trees.plant(full, [grown], max(1, sum(tree.size for tree in grown)))
     tokens_N, depths_N, ends_N = (array.reshape(-1)[: forest.nodes] for array in (forest.tokens_RxT, forest.positions_RxT, forest.ends_RxT))
     paths_of_full = iter(forest.paths)
     paths = [next(paths_of_full) if len(ids) else np.zeros(0, np.int32) for ids in candidates]

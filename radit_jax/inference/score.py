@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from radit_jax import artifacts, distributed, progress, sharding
 from radit_jax.data import trees
 from radit_jax.data.instances import InstanceMaker, bucket, pad_rows
-from radit_jax.data.trees import Forest
+from radit_jax.data.trees import Forest, Tree
 from radit_jax.errors import InputError
 from radit_jax.models import flash
 from radit_jax.models.attention import Segments, Trees
@@ -24,9 +24,8 @@ from radit_jax.training.losses import token_logprobs
 from radit_jax.types import Instance, PyTree
 
 SHARD = 200  # examples scored between two writes: what a kill can lose
-LONGEST_PACKED = 512  # tokens of a row of several instances
-ATTENTION_AS_MUCH = 1500  # tokens of a row at which attention costs as much as all else
-SAMPLE = 512  # instances that the row length is chosen by
+PACKED = 512  # tokens of a row, where rows are filled
+LARGEST_TREE = 192  # tokens of instances that share a row, where one alone is no longer: attention costs as the square
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -48,11 +47,10 @@ def target_logprobs(
 
 
 class Scorer:
-    """Scores instances with one LM: packed, several to a row, what they begin with alike once; about `batch_tokens` tokens a call.
+    """Scores instances with one LM: those that begin alike share a row and what they share is read once; `batch_tokens` tokens a call.
 
-    Rows are as long as costs least for the instances of a call; the few longest get rows of bucket lengths. On a mesh (the one that the
-    LM's parameters lie on) the rows are spread over its data axis. Of several processes all call with the same instances, and all get the
-    scores.
+    On a mesh (the one that the LM's parameters lie on) the rows are spread over its data axis. Of several processes all call with the same
+    instances, and all get the scores.
     """
 
     def __init__(self, lm: nnx.Module, *, batch_tokens: int = 2048, mesh: Mesh | None = None):
@@ -69,45 +67,53 @@ class Scorer:
         logp_N = np.zeros(len(instances), np.float64)
         # The last token is a label and nothing more.
         sequences = [instance.tokens_T[:-1] for instance in instances]
-        for length, members in self._by_row_length(sequences).items():
-            forest = trees.plant([sequences[n] for n in members], length, share=self.share)
-            self._score(forest, [instances[n] for n in members], members, logp_N, advance)
+        for rows, size, length in self._batches(sequences):
+            members = [n for row in rows for tree in row for n in tree.members]
+            self._score(trees.plant(sequences, rows, length), size, instances, members, logp_N)
+            advance(len(members))
         return logp_N.astype(np.float32)
 
-    def _by_row_length(self, sequences: Sequence[np.ndarray]) -> dict[int, list[int]]:
-        """Row length → numbers of the sequences that go to such rows."""
-        packed = cheapest_row(sequences, self.share)  # of each call anew: a shard's scores hang on no other shard
-        groups: dict[int, list[int]] = {}
-        for n, sequence in enumerate(sequences):
-            length = packed if len(sequence) <= packed else flash.whole_blocks(bucket(len(sequence)))
-            groups.setdefault(length, []).append(n)
-        return groups
+    def _batches(self, sequences: Sequence[np.ndarray]) -> Iterator[tuple[list[list[Tree]], int, int]]:
+        """(the trees of each row, rows of the call, tokens of a row), longest rows first, for their buffers are taken at once.
 
-    def _score(self, forest: Forest, chosen: Sequence[Instance], numbers: Sequence[int], logp_N: np.ndarray, advance: Callable) -> None:
-        count, length = forest.tokens_RxT.shape
-        slots: list[list[int]] = [[] for _ in range(count)]
-        labels: list[list[int]] = [[] for _ in range(count)]
-        owners: list[list[int]] = [[] for _ in range(count)]
-        for number, instance, row, path in zip(numbers, chosen, forest.row_N, forest.paths):
-            slots[row].extend(path[instance.target_start - 1 :])
+        A flash kernel skips what is between trees: its rows are filled. The reference does not: there a tree has a row for itself.
+        """
+        longest = max(map(len, sequences), default=0)
+        if self.share:
+            grown = trees.grow(sequences, most=max(longest, LARGEST_TREE))
+            rows = [[tree] for tree in sorted(grown, key=lambda tree: -tree.size)]
+        else:
+            rows = trees.pack(trees.grow(sequences, share=False), max(flash.whole_blocks(longest), PACKED))
+        while rows:
+            tokens = sum(tree.size for tree in rows[0])
+            length = bucket(tokens, parts=8) if self.share else max(flash.whole_blocks(longest), PACKED)
+            size = self.batch_tokens // length
+            while size // 2 >= len(rows):  # what is left needs no whole batch
+                size //= 2
+            size = sharding.whole_rows(self.mesh, size)
+            yield rows[:size], size, length
+            rows = rows[size:]
+
+    def _score(self, forest: Forest, size: int, instances: Sequence[Instance], members: Sequence[int], logp_N: np.ndarray) -> None:
+        """Adds the scores of the members, who stand in the rows of one call."""
+        slots: list[list[int]] = [[] for _ in range(size)]
+        labels: list[list[int]] = [[] for _ in range(size)]
+        owners: list[list[int]] = [[] for _ in range(size)]
+        for n in members:
+            instance, row = instances[n], forest.row_N[n]
+            slots[row].extend(forest.paths[n][instance.target_start - 1 :])
             labels[row].extend(instance.tokens_T[instance.target_start :])
-            owners[row].extend([number] * (len(instance.tokens_T) - instance.target_start))
+            owners[row].extend([n] * (len(instance.tokens_T) - instance.target_start))
         width = bucket(max(map(len, slots)), smallest=8)
-        size = sharding.whole_rows(self.mesh, self.batch_tokens // length)
-        for start in range(0, count, size):
-            rows = slice(start, start + size)
-            filler = [[]] * (size - len(slots[rows]))  # the last batch keeps the shape of the others
-            place = forest.ends_RxT if self.share else forest.segment_ids_RxT
-            arrays = [_filled(array[rows], size) for array in (forest.tokens_RxT, forest.positions_RxT, place)]
-            slots_BxP, _ = pad_rows(slots[rows] + filler, width, fill=-1)
-            labels_BxP, _ = pad_rows(labels[rows] + filler, width)
-            found_BxP = self._run(*arrays, slots_BxP, labels_BxP)
-            for b, of_row in enumerate(owners[rows]):
-                np.add.at(logp_N, of_row, found_BxP[b, : len(of_row)])
-            advance(len({n for of_row in owners[rows] for n in of_row}))
-        self.tokens += sum(len(path) for path in forest.paths)
+        slots_BxP, labels_BxP = pad_rows(slots, width, fill=-1)[0], pad_rows(labels, width)[0]
+        place_RxT = forest.ends_RxT if self.share else forest.segment_ids_RxT
+        arrays = (_filled(array, size) for array in (forest.tokens_RxT, forest.positions_RxT, place_RxT))
+        logp_BxP = self._run(*arrays, slots_BxP, labels_BxP)
+        for b, of_row in enumerate(owners):
+            np.add.at(logp_N, of_row, logp_BxP[b, : len(of_row)])
+        self.tokens += sum(len(forest.paths[n]) for n in members)
         self.read += forest.nodes
-        self.computed += -(-count // size) * size * length
+        self.computed += size * forest.tokens_RxT.shape[1]
 
     def _run(self, tokens_BxT, positions_BxT, place_BxT, slots_BxP, labels_BxP) -> np.ndarray:
         self.shapes.add(tokens_BxT.shape + slots_BxP.shape)
@@ -125,16 +131,6 @@ class Scorer:
             "padding": round(1 - self.read / max(self.computed, 1), 4),
             "compiles": len(self.shapes),
         }
-
-
-def cheapest_row(sequences: Sequence[np.ndarray], share: bool) -> int:
-    """The row length, a multiple of flash.BLOCK, at which these sequences cost least: short rows are padded, long ones attend to much."""
-    lengths = sorted(len(sequence) for sequence in sequences)
-    typical = lengths[int(0.98 * (len(lengths) - 1))]
-    first = min(flash.whole_blocks(typical), LONGEST_PACKED)
-    some = [sequence for sequence in sequences if len(sequence) <= first][:SAMPLE]
-    candidates = range(first, LONGEST_PACKED + 1, flash.BLOCK)
-    return min(candidates, key=lambda T: trees.row_count(some, T, share=share) * T * (1 + T / ATTENTION_AS_MUCH))
 
 
 def _filled(rows_RxT: np.ndarray, size: int) -> np.ndarray:
