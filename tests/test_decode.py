@@ -22,7 +22,7 @@ B, K, T, S = 2, 3, 7, 4
 RNG = np.random.default_rng(0)
 TOKENS_BxKxT = jnp.asarray(RNG.integers(0, CONFIG.vocab_size, (B, K, T)), jnp.int32)
 LENGTHS_BxK = jnp.asarray([[7, 5, 3], [6, 7, 4]], jnp.int32)
-NEVER_V = jnp.zeros(CONFIG.vocab_size, bool)
+NEVER_I = jnp.asarray([CONFIG.vocab_size - 1], jnp.int32)  # a stop token that no prompt here says
 
 
 def parts(config: LmConfig = CONFIG):
@@ -31,7 +31,7 @@ def parts(config: LmConfig = CONFIG):
 
 def decoded(graphdef, params):
     last, cache = ensemble.prefill(graphdef, params, TOKENS_BxKxT, LENGTHS_BxK, S)
-    return ensemble.decode_each(graphdef, params, last, LENGTHS_BxK, cache, NEVER_V, S)
+    return ensemble.decode_each(graphdef, params, last, LENGTHS_BxK, cache, NEVER_I, S)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32", "int32"])
@@ -59,7 +59,7 @@ def test_bits_change_no_answer(monkeypatch):
 def test_no_stack_of_layers_is_widened_and_no_cache_transposed():
     graphdef, params = parts()
     last, cache = ensemble.prefill(graphdef, params, TOKENS_BxKxT, LENGTHS_BxK, S)
-    compiled = ensemble.decode_each.lower(graphdef, params, last, LENGTHS_BxK, cache, NEVER_V, S).compile().as_text()
+    compiled = ensemble.decode_each.lower(graphdef, params, last, LENGTHS_BxK, cache, NEVER_I, S).compile().as_text()
     c = CONFIG
     for shape in ((c.layers, c.width, c.mlp_width), (c.layers, c.mlp_width, c.width), (c.layers, K, B, T + S, c.kv_heads, c.head_dim)):
         assert f"[{','.join(map(str, shape))}]" in compiled  # the search below would find it
@@ -92,4 +92,5 @@ def test_decoding_equals_one_pass_over_what_was_decoded():
         logp_TxV = jax.nn.log_softmax(lm(whole[None])[0])
         before = len(prompt) - 1 + np.arange(S)
         np.testing.assert_array_equal(jnp.argmax(logp_TxV[before], -1), ids_BxKxS[b, k])
-        np.testing.assert_allclose(jnp.sum(jnp.max(logp_TxV[before], -1)), logp_BxK[b, k], rtol=1e-4)
+        end = logp_TxV[len(whole) - 1, NEVER_I[0]]  # of an answer that is cut
+        np.testing.assert_allclose(jnp.sum(jnp.max(logp_TxV[before], -1)) + end, logp_BxK[b, k], rtol=1e-4)

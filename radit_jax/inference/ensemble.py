@@ -28,8 +28,10 @@ from radit_jax.models import flash
 from radit_jax.models.attention import Segments, Trees
 from radit_jax.models.layers import as_bits, from_bits
 from radit_jax.models.lm import KVCache
-from radit_jax.training.losses import NEGATIVE
 from radit_jax.types import PyTree
+
+LOOK = 3  # tokens of every answer that are read under all prompts before most are dropped
+ROUNDING = 1e-3  # nats by which two ways of computing a log-probability may differ
 
 
 def mix_logprobs(logp_KxV: jax.Array, logw_K: jax.Array) -> jax.Array:
@@ -80,8 +82,8 @@ class Ensemble:
     def __post_init__(self):
         self.graphdef, self.params = nnx.split(self.lm)
         self.mesh = sharding.make_mesh(1, 1) if self.mesh is None else self.mesh
-        stops_V = stop_tokens(self.maker.tokenizer, self.lm.config.vocab_size)
-        self.stops_V = jax.make_array_from_callback(stops_V.shape, sharding.replicated(self.mesh), lambda index: stops_V[index])
+        stops_I = np.flatnonzero(stop_tokens(self.maker.tokenizer, self.lm.config.vocab_size)).astype(np.int32)
+        self.stops_I = jax.make_array_from_callback(stops_I.shape, sharding.replicated(self.mesh), lambda index: stops_I[index])
 
     def prompted(
         self, example_id: str, prompt: str, backgrounds: Sequence[str | None], logw_K: np.ndarray, *, before: Sequence[str] = ()
@@ -139,21 +141,27 @@ class Ensemble:
 
     def _sequence_level(self, tokens_BxKxT, lengths_BxK, logw_BxK) -> Iterator[Answer]:
         lengths_BxK, last_BxKxV, cache = self._prefill(tokens_BxKxT, lengths_BxK, self.max_new_tokens)
-        ids_BxKxS, _ = decode_each(self.graphdef, self.params, last_BxKxV, lengths_BxK, cache, self.stops_V, self.max_new_tokens)
-        found = [self._distinct(ids_KxS) for ids_KxS in distributed.to_host(ids_BxKxS)]
-        logp_BxKxC = self._candidates([list(texts.values()) for texts, _ in found], last_BxKxV, lengths_BxK, cache, True)
-        mixed_BxC = _mixed(logp_BxKxC, logw_BxK)
-        for b, (texts, own) in enumerate(found):
-            names = list(texts)
-            best = int(np.argmax(mixed_BxC[b, : len(names)]))
-            own_logprobs = tuple(float(logp_BxKxC[b, k, names.index(text)]) for k, text in enumerate(own))
-            yield Answer(names[best], float(mixed_BxC[b, best]), tuple(own), own_logprobs)
+        decoded = decode_each(self.graphdef, self.params, last_BxKxV, lengths_BxK, cache, self.stops_I, self.max_new_tokens)
+        ids_BxKxS, own_BxK = map(distributed.to_host, decoded)
+        found = [self._distinct(ids_KxS) for ids_KxS in ids_BxKxS]
+        heard = zip(found, ids_BxKxS, own_BxK, logw_BxK)
+        said = [_Said(list(texts.values()), ids_KxS, own_K, logw_K) for (texts, _), ids_KxS, own_K, logw_K in heard]
+        for depth in (LOOK, self.max_new_tokens):
+            listed = [[ids[:depth] for ids in of.doubtful()] for of in said]
+            if not any(listed):
+                break
+            logp_BxKxC = self._candidates(listed, last_BxKxV, lengths_BxK, cache, ends=depth == self.max_new_tokens)
+            for of, logp_KxC in zip(said, logp_BxKxC):
+                of.hear(logp_KxC)
+        for (texts, own), of, own_K in zip(found, said, own_BxK):
+            best, logprob = of.best()
+            yield Answer(list(texts)[best], logprob, tuple(own), tuple(map(float, own_K)))
 
     def _token_level(self, tokens_BxKxT, lengths_BxK, logw_BxK) -> Iterator[Answer]:
         lengths_BxK, last_BxKxV, cache = self._prefill(tokens_BxKxT, lengths_BxK, self.max_new_tokens)
         logw_BxK = sharding.put_rows(self.mesh, logw_BxK)
         ids_BxS, logp_B = decode_mixture(
-            self.graphdef, self.params, last_BxKxV, lengths_BxK, cache, logw_BxK, self.stops_V, self.max_new_tokens
+            self.graphdef, self.params, last_BxKxV, lengths_BxK, cache, logw_BxK, self.stops_I, self.max_new_tokens
         )
         for ids_S, logp in zip(distributed.to_host(ids_BxS), distributed.to_host(logp_B)):
             yield Answer(self._text(ids_S)[0], float(logp), (), ())
@@ -186,7 +194,7 @@ class Ensemble:
         names = ("tokens_N", "depths_N", "ends_N", "parents_N")
         nodes = (np.stack([_widened(getattr(tree, name), width) for tree in grown]) for name in names)
         on_mesh = (sharding.put_rows(self.mesh, array) for array in nodes)
-        found = score_nodes(self.graphdef, self.params, last_BxKxV, lengths_BxK, cache, *on_mesh, self.stops_V)
+        found = score_nodes(self.graphdef, self.params, last_BxKxV, lengths_BxK, cache, *on_mesh, self.stops_I)
         logp_BxKxN, end_BxKxN, end_BxK = map(distributed.to_host, found)
         logp_BxKxC = np.full((*end_BxK.shape, max(map(len, listed))), -np.inf, np.float32)
         for b, tree in enumerate(grown):
@@ -211,6 +219,40 @@ class Ensemble:
             padded = [pad_rows(question.prompts, width) for question in filled]
             yield rows, tuple(np.stack(part) for part in (*zip(*padded), [question.logw_K for question in filled]))
             start += size
+
+
+class _Said:
+    """The distinct answers to one question, of which the most likely by Eq. 2 is looked for, and what is known of log p(answer | prompt).
+
+    A prompt's own answer has the probability it was decoded with. Of another's there is an upper bound, that of its first tokens: most
+    answers are out of the question after few.
+    """
+
+    def __init__(self, answers: Sequence[Sequence[int]], ids_KxS: np.ndarray, own_K: np.ndarray, logw_K: np.ndarray):
+        self.answers, self.logw_Kx1 = answers, logw_K[:, None]
+        self.known_KxC = np.asarray([[ids == [i for i in ids_S if i >= 0] for ids in answers] for ids_S in ids_KxS.tolist()])
+        self.upper_KxC = np.where(self.known_KxC, own_K[:, None], 0.0)
+        self.asked: list[int] = []
+
+    def doubtful(self) -> list[Sequence[int]]:
+        """The answers that may be the best and are not known under all prompts."""
+        least = np.max(np.logaddexp.reduce(np.where(self.known_KxC, self.upper_KxC, -np.inf) + self.logw_Kx1, axis=0))
+        may_be_C = np.logaddexp.reduce(self.upper_KxC + self.logw_Kx1, axis=0) >= least - ROUNDING
+        self.asked = np.flatnonzero(may_be_C & ~self.known_KxC.all(axis=0)).tolist()
+        return [self.answers[c] for c in self.asked]
+
+    def hear(self, logp_KxC: np.ndarray) -> None:
+        """log p, or upper bounds of it, of the answers that were doubtful."""
+        for i, c in enumerate(self.asked):
+            self.upper_KxC[:, c] = np.where(self.known_KxC[:, c], self.upper_KxC[:, c], logp_KxC[:, i])
+
+    def best(self) -> tuple[int, float]:
+        """Which it is, and its log-probability. What was not asked about is below it by its upper bound."""
+        mixed_C = np.logaddexp.reduce(self.upper_KxC + self.logw_Kx1, axis=0)
+        settled_C = self.known_KxC.all(axis=0)
+        settled_C[self.asked] = True
+        best = int(np.argmax(np.where(settled_C, mixed_C, -np.inf)))
+        return best, float(mixed_C[best])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -275,27 +317,25 @@ def prefill(graphdef: nnx.GraphDef, params: PyTree, tokens_BxKxT: jax.Array, len
 
 
 @functools.partial(jax.jit, static_argnums=(0, 6))
-def decode_each(graphdef, params, last_BxKxV, lengths_BxK, cache, stops_V, new_tokens: int):
+def decode_each(graphdef, params, last_BxKxV, lengths_BxK, cache, stops_I, new_tokens: int):
     """Greedy decoding of every prompt on its own: (ids_BxKxS with −1 after the end, logp_BxK of the ids and their end)."""
     lm = nnx.merge(graphdef, params)
-
-    return _decode(_step(lm), _most_likely, last_BxKxV, lengths_BxK, cache, stops_V, new_tokens)
+    return _decode(_step(lm), lambda logits_BxKxV: logits_BxKxV, last_BxKxV, lengths_BxK, cache, stops_I, new_tokens)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 7))
-def decode_mixture(graphdef, params, last_BxKxV, lengths_BxK, cache, logw_BxK, stops_V, new_tokens: int):
+def decode_mixture(graphdef, params, last_BxKxV, lengths_BxK, cache, logw_BxK, stops_I, new_tokens: int):
     """Eq. 2 at every step: the k next-token distributions are mixed, one token is chosen, all k prompts read it: (ids_BxS, logp_B)."""
     lm = nnx.merge(graphdef, params)
     k = lengths_BxK.shape[1]
 
-    def choose_token(logits_BxKxV):
-        logp_BxKxV = jax.nn.log_softmax(logits_BxKxV)
-        return _most_likely(jax.vmap(mix_logprobs)(logp_BxKxV, logw_BxK)[:, None])
+    def mixed(logits_BxKxV):
+        return jax.vmap(mix_logprobs)(jax.nn.log_softmax(logits_BxKxV), logw_BxK)[:, None]
 
     def step(token_Bx1, positions_BxK, cache):
         return _step(lm)(jnp.repeat(token_Bx1, k, axis=1), positions_BxK, cache)
 
-    ids_Bx1xS, logp_Bx1 = _decode(step, choose_token, last_BxKxV, lengths_BxK, cache, stops_V, new_tokens)
+    ids_Bx1xS, logp_Bx1 = _decode(step, mixed, last_BxKxV, lengths_BxK, cache, stops_I, new_tokens)
     return ids_Bx1xS[:, 0], logp_Bx1[:, 0]
 
 
@@ -314,38 +354,44 @@ def _step(lm: nnx.Module) -> Callable:
     return step
 
 
-def _most_likely(logits_xV: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(token, its log-probability) by logits, or by log-probabilities, whose normaliser is 0."""
-    return jnp.argmax(logits_xV, -1).astype(jnp.int32), jnp.max(logits_xV, -1) - jax.nn.logsumexp(logits_xV, axis=-1)
+def _decode(step, answers, last_BxKxV, lengths_BxK, cache, stops_I, new_tokens: int):
+    """The loop both levels share; it ends when every row has ended. R rows per question: K (each on its own) or 1 (the mixture).
 
+    `answers` makes the rows' logits (B, R, V) from the prompts'. An answer's probability has that of its end in it, by any stop token,
+    also where it is cut for want of tokens.
+    """
 
-def _decode(step, choose_token, last_BxKxV, lengths_BxK, cache, stops_V, new_tokens: int):
-    """The loop both levels share; it ends when every row has ended. R rows per question: K (each on its own) or 1 (the mixture)."""
-    token_BxR, logp_BxR = choose_token(last_BxKxV)
-    ids_BxRxS = jnp.full((*token_BxR.shape, new_tokens), -1, jnp.int32)
+    def choose(logits_BxKxV):
+        """(the likeliest token, its log-probability or that of the end if it is a stop token, the log-probability of the end)."""
+        logits_BxRxV = answers(logits_BxKxV)
+        norm_BxR = jax.nn.logsumexp(logits_BxRxV, axis=-1)
+        token_BxR = jnp.argmax(logits_BxRxV, -1).astype(jnp.int32)
+        end_BxR = _end_logprob(logits_BxRxV, norm_BxR, stops_I)
+        stops_BxR = jnp.any(token_BxR[..., None] == stops_I[None, None], axis=-1)
+        return token_BxR, jnp.where(stops_BxR, end_BxR, jnp.max(logits_BxRxV, -1) - norm_BxR), end_BxR, stops_BxR
 
     def running(carry):
         s, _, done_BxR, *_ = carry
         return (s < new_tokens) & ~jnp.all(done_BxR)
 
     def body(carry):
-        s, token_BxR, done_BxR, total_BxR, logp_BxR, ids_BxRxS, cache = carry
+        s, (token_BxR, logp_BxR, _, stops_BxR), done_BxR, total_BxR, ids_BxRxS, cache = carry
         total_BxR = total_BxR + jnp.where(done_BxR, 0.0, logp_BxR)
-        done_BxR = done_BxR | stops_V[token_BxR]
+        done_BxR = done_BxR | stops_BxR
         ids_BxRxS = ids_BxRxS.at[:, :, s].set(jnp.where(done_BxR, -1, token_BxR))
         logits_BxKxV, cache = step(token_BxR, lengths_BxK + s, jax.tree.map(from_bits, cache))
-        token_BxR, logp_BxR = choose_token(logits_BxKxV)
-        return s + 1, token_BxR, done_BxR, total_BxR, logp_BxR, ids_BxRxS, jax.tree.map(as_bits, cache)
+        return s + 1, choose(logits_BxKxV), done_BxR, total_BxR, ids_BxRxS, jax.tree.map(as_bits, cache)
 
-    done_BxR = jnp.zeros(token_BxR.shape, bool)
+    chosen = choose(last_BxKxV)
+    rows = chosen[0].shape
     bits = jax.tree.map(as_bits, cache)  # written and sliced in every step
-    carry = (jnp.int32(0), token_BxR, done_BxR, jnp.zeros_like(logp_BxR), logp_BxR, ids_BxRxS, bits)
-    _, _, _, total_BxR, _, ids_BxRxS, _ = jax.lax.while_loop(running, body, carry)
-    return ids_BxRxS, total_BxR
+    carry = (jnp.int32(0), chosen, jnp.zeros(rows, bool), jnp.zeros(rows), jnp.full((*rows, new_tokens), -1, jnp.int32), bits)
+    _, (_, _, end_BxR, _), done_BxR, total_BxR, ids_BxRxS, _ = jax.lax.while_loop(running, body, carry)
+    return ids_BxRxS, total_BxR + jnp.where(done_BxR, 0.0, end_BxR)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def score_nodes(graphdef, params, last_BxKxV, lengths_BxK, cache, tokens_BxN, depths_BxN, ends_BxN, parents_BxN, stops_V):
+def score_nodes(graphdef, params, last_BxKxV, lengths_BxK, cache, tokens_BxN, depths_BxN, ends_BxN, parents_BxN, stops_I):
     """Candidates of each question as trees of N tokens, read over the caches of its K prompts.
 
     Returns log p of each token after those before it (B, K, N), of the end after each token (B, K, N), and of the end at once (B, K).
@@ -363,7 +409,7 @@ def score_nodes(graphdef, params, last_BxKxV, lengths_BxK, cache, tokens_BxN, de
         b_Bx1, parents_BxN_ = jnp.arange(len(tokens_BxN))[:, None], jnp.maximum(parents_BxN, 0)
         after_BxN = logits_BxNxV[b_Bx1, parents_BxN_, tokens_BxN] - norm_BxN[b_Bx1, parents_BxN_]
         logp_BxN = jnp.where(parents_BxN < 0, jnp.take_along_axis(last_BxV, tokens_BxN, axis=-1), after_BxN)
-        return logp_BxN, _end_logprob(logits_BxNxV, stops_V), _end_logprob(last_BxV, stops_V)
+        return logp_BxN, _end_logprob(logits_BxNxV, norm_BxN, stops_I), _end_logprob(last_BxV, jnp.zeros(()), stops_I)
 
     hidden_KxBxNxD = jax.vmap(read, in_axes=(1, CACHE_K))(lengths_BxK, cache)
     # `map`, not vmap: the logits of one prompt at a time, for a (K, B, N, V) array would be gigabytes.
@@ -371,7 +417,6 @@ def score_nodes(graphdef, params, last_BxKxV, lengths_BxK, cache, tokens_BxN, de
     return tuple(jnp.swapaxes(part, 0, 1) for part in found)
 
 
-def _end_logprob(logits_xV: jax.Array, stops_V: jax.Array) -> jax.Array:
-    """log-probability that the answer ends here: of all stop tokens together."""
-    stops_xV = stops_V.reshape((1,) * (logits_xV.ndim - 1) + (-1,))
-    return jax.nn.logsumexp(jnp.where(stops_xV, logits_xV, NEGATIVE), axis=-1) - jax.nn.logsumexp(logits_xV, axis=-1)
+def _end_logprob(logits_xV: jax.Array, norm_x: jax.Array, stops_I: jax.Array) -> jax.Array:
+    """log-probability that the answer ends here: of all stop tokens together. `norm_x` is logsumexp(logits)."""
+    return jax.nn.logsumexp(jnp.take(logits_xV, stops_I, axis=-1), axis=-1) - norm_x
