@@ -81,6 +81,20 @@ def attend(q_BxGxRxTxh: jax.Array, sources: list[Keys], window: jax.Array, dtype
     return out.astype(dtype).reshape(B, G, R, T, h)
 
 
+def attend_within(q_BxGxRxTxh: jax.Array, keys: Keys, window: jax.Array, dtype: str, block: int) -> jax.Array:
+    """`attend` of a row to its own tokens, which see none after them: every `block` queries read the keys up to their last alone.
+
+    The same function with 5/8 of the work at four blocks a row; where nothing skips masked scores for us, on CPUs, that is time.
+    """
+    T = q_BxGxRxTxh.shape[3]
+    out = []
+    for start in range(0, T, block):
+        stop = min(start + block, T)
+        seen = Keys(keys.k_BxGxSxh[:, :, :stop], keys.v_BxGxSxh[:, :, :stop], keys.distance_BxTxS[:, start:stop, :stop])
+        out.append(attend(q_BxGxRxTxh[:, :, :, start:stop], [seen], window, dtype))
+    return jnp.concatenate(out, axis=3)
+
+
 def _scores(q_BxGxRxTxh: jax.Array, keys: Keys, window: jax.Array, dtype: str) -> jax.Array:
     B, G, R, T, h = q_BxGxRxTxh.shape
     # The query heads of a group are rows beside T: one matrix product per group.

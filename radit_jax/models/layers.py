@@ -75,10 +75,10 @@ def as_bits(x: jax.Array) -> jax.Array:
     XLA's CPU code cannot slice bfloat16: it widens the *whole* array to float32 and narrows every slice, four times the time of a decoding
     step's products and twice the memory of the weights. Integers are sliced as they are.
     """
-    return jax.lax.bitcast_convert_type(x, jnp.uint16) if x.dtype == jnp.bfloat16 and _for_cpu() else x
+    return jax.lax.bitcast_convert_type(x, jnp.uint16) if x.dtype == jnp.bfloat16 and for_cpu() else x
 
 
-def _for_cpu() -> bool:
+def for_cpu() -> bool:
     """Whether what is traced is for a CPU: the mesh in context may be of devices that are not here (a plan for TPUs, made on a CPU)."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     return (device.platform if device else jax.default_backend()) == "cpu"

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from radit_jax.models import flash
-from radit_jax.models.attention import FAR, Attention, Keys, Segments, Trees, attend, distances
+from radit_jax.models.attention import FAR, Attention, Keys, Segments, Trees, attend, attend_within, distances
 from radit_jax.models.layers import (
     DOT,
     Embed,
@@ -24,6 +24,7 @@ from radit_jax.models.layers import (
     RopeScaling,
     as_bits,
     dot,
+    for_cpu,
     from_bits,
     rope_frequencies,
     rope_tables,
@@ -36,6 +37,8 @@ REMAT = {
     "full": jax.checkpoint_policies.nothing_saveable,  # keeps the layer's input only
     "dots": jax.checkpoint_policies.save_only_these_names(DOT),  # keeps the outputs of linear maps
 }
+
+CPU_BLOCK = 64  # queries that a CPU attends for at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,9 +160,12 @@ class LM(nnx.Module):
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Logits (..., V) float32 of hidden states (..., D): separate, because losses and scores need them at few positions."""
         with jax.named_scope("logits"):
-            if self.head is None:
-                return dot(hidden, self.embed.embedding[...], self.config.dtype, transposed=True)
-            return dot(hidden, self.head.kernel[...], self.config.dtype)
+            kernel, transposed = self.output_kernel()
+            return dot(hidden, kernel, self.config.dtype, transposed=transposed)
+
+    def output_kernel(self) -> tuple[jax.Array, bool]:
+        """What makes logits of hidden states: (D, V), or the embedding (V, D) and True."""
+        return (self.embed.embedding[...], True) if self.head is None else (self.head.kernel[...], False)
 
     def prefill(self, tokens_BxT: jax.Array, lengths_B: jax.Array, capacity: int) -> tuple[jax.Array, KVCache]:
         """Reads right-padded prompts into a new cache with room for `capacity` slots, of which T are taken."""
@@ -212,7 +218,10 @@ class LM(nnx.Module):
                 past = [Keys(whole(k_BxSxGxh.swapaxes(1, 2)), whole(v_BxSxGxh.swapaxes(1, 2)), past_BxTxS)]
 
             def read(q_BxGxRxTxh, k_BxGxTxh, v_BxGxTxh):
-                return attend(q_BxGxRxTxh, [*past, Keys(k_BxGxTxh, v_BxGxTxh, own_BxTxT)], window, c.dtype)
+                own = Keys(k_BxGxTxh, v_BxGxTxh, own_BxTxT)
+                if not past and for_cpu() and q_BxGxRxTxh.shape[3] > CPU_BLOCK:
+                    return attend_within(q_BxGxRxTxh, own, window, c.dtype, CPU_BLOCK)
+                return attend(q_BxGxRxTxh, [*past, own], window, c.dtype)
 
             x_BxTxD, k, v = nnx.merge(graphdef, jax.tree.map(whole, params))(x_BxTxD, rope, kernel or read)
             return rows_apart(x_BxTxD), (k, v) if collect else (None, None)
