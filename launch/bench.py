@@ -4,7 +4,8 @@
     python launch/bench.py search --peer_python=PYTHON_WITH_FAISS [--vectors 1000000] [--dim 384] [--queries 1000] [--json]
     python launch/bench.py memory [--passages 100000,1000000] [--json]
 
-embed, score, lm_ft and generate (or all four) meet transformers + torch in float32; search meets faiss; memory: what grows with the corpus.
+embed, score, lm_ft, lsr_ft and generate (or all) meet transformers + torch in the config's precision; search meets faiss; memory: what
+grows with the corpus. embed also meets sentence-transformers, embed and score fed-rag, as they ship.
 """
 
 import os
@@ -17,7 +18,7 @@ from radit_jax.benchmarks import ask
 CONFIG = command.config_flag()
 FLAGS = [
     flags.DEFINE_string("peer_python", os.environ.get("RADIT_PEER_PYTHON"), "A Python with torch, or faiss; none: ours alone."),
-    flags.DEFINE_integer("records", None, "Passages (embed) or questions; default 512, 24 (score), 16.", lower_bound=1),
+    flags.DEFINE_integer("records", None, "Passages (embed) or questions; default 512, 24 (score), 128 (lsr_ft), 16.", lower_bound=1),
     flags.DEFINE_integer("repetitions", 3, "Counted runs of each side, after one that warms up.", lower_bound=1),
     flags.DEFINE_integer("vectors", 100_000, "search: vectors.", lower_bound=10),
     flags.DEFINE_integer("dim", 384, "search: dimension of the vectors.", lower_bound=1),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -45,6 +46,11 @@ def test_a_ratio_is_printed_only_when_both_computed_the_same(echo):
     assert same["same"] and same["agreement"] == {"apart": 0.0}
     # The peer says that it took 3 s for 12 things; we took next to nothing.
     assert same["peer"]["median"] == 4.0 and same["ratio"] > 1000
+
+    shipped = dataclasses.replace(summing(8), script="torch_peer.py", others={"shipped": "torch_peer.py", "absent": "absent.py"})
+    found = contest.compare("sum", shipped, repetitions=1, peer_python=sys.executable)["others"]
+    assert not found["shipped"]["same"] and found["shipped"]["ratio"] > 1000 and found["absent"] is None  # timed, and said to be another's
+    assert "something else" in contest.text([{**same, "others": found}]) and "not installed" in contest.text([{**same, "others": found}])
 
     other = contest.compare("sum", summing(8), repetitions=2, peer_python=sys.executable)
     assert not other["same"] and other["ratio"] is None and "did not compute the same" in contest.text([other])

@@ -10,9 +10,9 @@ from typing import Any
 
 from radit_jax.errors import InputError
 
-STAGES = ("embed", "score", "lm_ft", "generate")  # against transformers + torch; those of "all"
+STAGES = ("embed", "score", "lm_ft", "lsr_ft", "generate")  # against transformers + torch; those of "all"
 SCALES = ("search", "memory")  # against faiss; against a smaller corpus
-RECORDS = {"embed": 512, "score": 24}  # where none are asked for
+RECORDS = {"embed": 512, "score": 24, "lsr_ft": 128}  # where none are asked for
 FEW = 16  # of the other stages
 Result = tuple[dict[str, Any], str]
 

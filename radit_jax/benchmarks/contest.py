@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from radit_jax.benchmarks.peer import NEEDS, Peer, Run, take_turns
+from radit_jax.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,24 +23,45 @@ class Work:
     compare: Callable[[Any, Any], dict[str, float]]  # figures of agreement
     agrees: Callable[[dict[str, float]], bool]
     script: str = "torch_peer.py"  # of tests/peers
+    others: dict[str, str] = dataclasses.field(default_factory=dict)  # peers as they ship, with their scripts; they get the same job
 
 
 def compare(kind: str, work: Work, *, repetitions: int, peer_python: str | None) -> dict[str, Any]:
-    """Times the work on both sides by turns; there is no ratio where the peer is missing or computed something else."""
-    if peer_python is None:
-        ours, theirs, outputs = take_turns(work.run, None, repetitions)
-    else:
-        with Peer(peer_python, work.script, {"kind": kind, **work.job}) as peer:
-            ours, theirs, outputs = take_turns(work.run, peer, repetitions)
+    """Times the work on all sides by turns; there is no ratio where the peer is missing or computed something else.
+
+    Peers as they ship are timed whatever they compute, and it is said whether that was the same.
+    """
+    scripts = {"peer": work.script, **work.others} if peer_python else {}
+    with contextlib.ExitStack() as stack:
+        peers = {}
+        for name, script in scripts.items():
+            try:
+                peers[name] = stack.enter_context(Peer(peer_python, script, {"kind": kind, **work.job}))
+            except InputError:
+                if name == "peer":
+                    raise
+        ours, runs, outputs = take_turns(work.run, peers, repetitions)
     result = {"kind": kind, "unit": f"{work.unit}/s", "ours": _speeds(work, ours)}
-    if not theirs:
+    if not peers:
         note = f"no peer: give --peer_python or RADIT_PEER_PYTHON, a Python with {NEEDS[work.script]}"
         return result | {"peer": None, "ratio": None, "note": note}
-    agreement = {key: round(float(value), 6) for key, value in work.compare(*outputs).items()}
-    result |= {"peer": _speeds(work, theirs), "agreement": agreement, "same": work.agrees(agreement), "peer_about": peer.about}
+    found = {name: _against(work, ours, runs[name], outputs["ours"], outputs[name]) for name in peers}
+    main = found.pop("peer")
+    result |= main | {"peer_about": peers["peer"].about, "others": {name: found.get(name) for name in work.others}}
     if not result["same"]:
-        return result | {"ratio": None, "note": "no ratio: the two did not compute the same"}
-    return result | {"ratio": _ratio(ours, theirs, "seconds"), "cpu_ratio": _ratio(ours, theirs, "cpu_seconds")}
+        result |= {"ratio": None, "cpu_ratio": None, "note": "no ratio: the two did not compute the same"}
+    return result
+
+
+def _against(work: Work, ours: Sequence[Run], theirs: Sequence[Run], our_output: Any, their_output: Any) -> dict[str, Any]:
+    agreement = {key: round(float(value), 6) for key, value in work.compare(our_output, their_output).items()}
+    return {
+        "peer": _speeds(work, theirs),
+        "agreement": agreement,
+        "same": work.agrees(agreement),
+        "ratio": _ratio(ours, theirs, "seconds"),
+        "cpu_ratio": _ratio(ours, theirs, "cpu_seconds"),
+    }
 
 
 def text(results: Sequence[dict[str, Any]]) -> str:
@@ -49,7 +72,17 @@ def text(results: Sequence[dict[str, Any]]) -> str:
         ratio = f"ratio {result['ratio']:.2f} (by CPU time {result['cpu_ratio']:.2f})" if result["ratio"] else result["note"]
         agreement = ", ".join(f"{key} {value:g}" for key, value in result.get("agreement", {}).items())
         lines.append(f"{result['kind']:9} {result['unit']}: {'; '.join(sides)}; {ratio}" + (f"; {agreement}" if agreement else ""))
+        for name, other in result.get("others", {}).items():
+            lines.append(f"    {name} as it ships: {_shipped(other)}")
     return "\n".join(lines)
+
+
+def _shipped(other: dict[str, Any] | None) -> str:
+    if other is None:
+        return "not installed"
+    agreement = ", ".join(f"{key} {value:g}" for key, value in other["agreement"].items())
+    verdict = "the same" if other["same"] else "something else"
+    return f"{_span(other['peer'])}; we take 1/{other['ratio']:.2f} of its time; it computes {verdict} ({agreement})"
 
 
 # -- figures ------------------------------------------------------------------------------------------------------------------------

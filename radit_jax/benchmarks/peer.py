@@ -8,7 +8,7 @@ import resource
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,12 @@ from radit_jax.errors import InputError
 from radit_jax.logbook import say
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "tests" / "peers"
-NEEDS = {"torch_peer.py": "torch and transformers", "faiss_peer.py": "faiss-cpu"}
+NEEDS = {
+    "torch_peer.py": "torch and transformers",
+    "faiss_peer.py": "faiss-cpu",
+    "sentence_transformers_peer.py": "sentence-transformers",
+    "fed_rag_peer.py": "fed-rag",
+}
 Run = dict[str, Any]  # of one repetition: seconds, cpu_seconds, peak_mib
 
 
@@ -57,25 +62,32 @@ class Peer:
         while line := self.process.stdout.readline():
             if line.startswith("{"):
                 return json.loads(line)
-        raise InputError(f"the peer ({self.script}) ended with status {self.process.wait()}: its Python needs {NEEDS[self.script]}")
+        needs = NEEDS.get(self.script, "what it imports")
+        raise InputError(f"the peer ({self.script}) ended with status {self.process.wait()}: its Python needs {needs}")
 
 
-def take_turns(work: Callable[[], Any], peer: Peer | None, repetitions: int) -> tuple[list[Run], list[Run], tuple[Any, Any]]:
-    """(our runs, the peer's, the outputs of both first runs). The first run of each compiles and warms up; it is not counted."""
+def take_turns(
+    work: Callable[[], Any], peers: Mapping[str, Peer], repetitions: int
+) -> tuple[list[Run], dict[str, list[Run]], dict[str, Any]]:
+    """(our runs, the runs of each peer, the outputs of all first runs by name and "ours").
+
+    The first run of each compiles and warms up; it is not counted.
+    """
     ours: list[Run] = []
-    theirs: list[Run] = []
-    first: tuple[Any, Any] = (None, None)
+    theirs: dict[str, list[Run]] = {name: [] for name in peers}
+    first: dict[str, Any] = {}
     for i in range(repetitions + 1):
         outputs, run = timed(work)
-        peer_outputs, peer_run = peer() if peer else (None, None)
+        found = {name: peer() for name, peer in peers.items()}
         what = "warm-up" if i == 0 else f"run {i}"
-        say(f"bench: {what}: ours {run['seconds']:.2f} s" + (f", peer {peer_run['seconds']:.2f} s" if peer_run else ""))
+        shown = [f"ours {run['seconds']:.2f} s", *(f"{name} {peer_run['seconds']:.2f} s" for name, (_, peer_run) in found.items())]
+        say(f"bench: {what}: {', '.join(shown)}")
         if i == 0:
-            first = (outputs, peer_outputs)
+            first = {"ours": outputs, **{name: peer_outputs for name, (peer_outputs, _) in found.items()}}
             continue
         ours.append(run)
-        if peer_run:
-            theirs.append(peer_run)
+        for name, (_, peer_run) in found.items():
+            theirs[name].append(peer_run)
     return ours, theirs, first
 
 

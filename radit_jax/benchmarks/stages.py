@@ -1,12 +1,14 @@
-"""Ours against a named peer, transformers + torch in float32, on the same records in one run (`launch/bench.py`).
+"""Ours against transformers + torch, and against what people install, on the same records in one run (`launch/bench.py`).
 
 Each kind of work is a thing done again and again by the pipeline: `embed` (passages → vectors), `score` (log p_LM(y | c∘x)), `lm_ft` (Eq. 3
-steps), `generate` (Eq. 2 answers over k passages). Repetitions of ours and the peer's take turns in one run, so that a busy machine slows
-both; a ratio is printed only after both were seen to compute the same. The peer runs as a process of its own Python environment.
+steps), `lsr_ft` (Eq. 5 steps from stored scores), `generate` (Eq. 2 answers over k passages). Repetitions of ours and the peers' take turns
+in one run, so that a busy machine slows all; a ratio is printed only after both were seen to compute the same. Peers run as processes of
+their own Python environment.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +21,7 @@ from flax import nnx
 from radit_jax import sharding
 from radit_jax.benchmarks.contest import Work, compare
 from radit_jax.data.instances import InstanceMaker
+from radit_jax.data.prompts import background_prompt
 from radit_jax.data.tokenizer import load_tokenizer
 from radit_jax.errors import InputError
 from radit_jax.inference.ensemble import passage_logweights, stop_tokens
@@ -27,6 +30,7 @@ from radit_jax.pipeline import Pipeline
 from radit_jax.retrieval import embed
 from radit_jax.retrieval.encode import encoding
 from radit_jax.training import batches, loop, steps
+from radit_jax.training.losses import LsrOptions
 from radit_jax.training.optim import OptimizerOptions, make_optimizer
 from radit_jax.types import Example, Instance, Retrieved
 from radit_jax.weights.encoder import load_encoder
@@ -49,11 +53,12 @@ def bench(pipeline: Pipeline, kind: str, *, records: int, repetitions: int, peer
         raise InputError(f"bench: kind {kind!r}, expected one of {', '.join(KINDS)}")
     with tempfile.TemporaryDirectory(prefix="bench") as folder:
         work = KINDS[kind](pipeline, records, Path(folder))
-        dtype = pipeline.config.retriever.dtype if kind == "embed" else pipeline.config.lm.dtype
+        dtype = {"embed": pipeline.config.retriever.dtype, "lsr_ft": "float32"}.get(kind, pipeline.config.lm.dtype)
+        work = dataclasses.replace(work, job=work.job | {"dtype": dtype})
         return compare(kind, work, repetitions=repetitions, peer_python=peer_python) | {"records": records, "dtype": dtype}
 
 
-# -- the four kinds -----------------------------------------------------------------------------------------------------------------
+# -- the kinds ---------------------------------------------------------------------------------------------------------------------
 
 
 def _embed(pipeline: Pipeline, records: int, folder: Path) -> Work:
@@ -80,6 +85,7 @@ def _embed(pipeline: Pipeline, records: int, folder: Path) -> Work:
         job | sizes | {"normalize": encoder.config.normalize},
         compare,
         lambda found: found["least_cosine"] > (0.99999 if c.dtype == "float32" else 0.999),
+        others={"sentence-transformers": "sentence_transformers_peer.py", "fed-rag": "fed_rag_peer.py"},
     )
 
 
@@ -87,14 +93,13 @@ def _score(pipeline: Pipeline, records: int, folder: Path) -> Work:
     """log p of the answers of `records` questions after each of their k passages; given as token ids on both sides."""
     c = pipeline.config
     maker = InstanceMaker(pipeline.tokenizer, c.lm.max_tokens)
-    instances = [
-        maker.instance(member.example.id, member.example.prompt, passage.content, member.example.target, close=False)
-        for member in _questions(pipeline, pipeline.train_examples, records, K)
-        for passage in member.passages
-    ]
+    pairs = [(m.example, passage) for m in _questions(pipeline, pipeline.train_examples, records, K) for passage in m.passages]
+    instances = [maker.instance(e.id, e.prompt, passage.content, e.target, close=False) for e, passage in pairs]
+    texts = [(background_prompt(passage.content, e.prompt), e.target) for e, passage in pairs]  # for a peer that tokenizes itself
     _export_lm(pipeline, folder)
     scorer = Scorer(pipeline.lm(tuned=False), batch_tokens=c.scoring.batch_tokens)
-    job = {"model": str(folder / "lm"), "instances": [_plain(i) for i in instances], "batch_tokens": c.scoring.batch_tokens}
+    job = {"model": str(folder / "lm"), "instances": [_plain(i) for i in instances], "texts": texts}
+    job |= {"batch_tokens": c.scoring.batch_tokens}
     tokens_N = np.asarray([len(i.tokens_T) - i.target_start for i in instances])
 
     def compare(ours_N: np.ndarray, theirs: list) -> dict[str, float]:
@@ -109,6 +114,7 @@ def _score(pipeline: Pipeline, records: int, folder: Path) -> Work:
         job,
         compare,
         lambda found: found["mean_nats_apart_per_token"] < bound,
+        others={"fed-rag": "fed_rag_peer.py"},
     )
 
 
@@ -151,6 +157,53 @@ def _lm_ft(pipeline: Pipeline, records: int, folder: Path) -> Work:
     )
 
 
+def _lsr_ft(pipeline: Pipeline, records: int, folder: Path) -> Work:
+    """R-ft steps on `records` questions with k passages each, from LM scores that are drawn: speed hangs on no score."""
+    c, rng = pipeline.config, np.random.default_rng(0)
+    members = _questions(pipeline, pipeline.train_examples, records, K)
+    name = c.retriever.query_encoder
+    encoder, tokenizer = load_encoder(name, pooling=c.retriever.pooling or None), load_tokenizer(name)
+    vectors_NxE = rng.standard_normal((len(pipeline.store), encoder.config.width)).astype(np.float32)
+    vectors_NxE /= np.linalg.norm(vectors_NxE, axis=1, keepdims=True)
+    scores = {m.example.id: ([p.id for p in m.passages], rng.normal(-5, 2, K).astype(np.float32), 4) for m in members}
+    tokens, mask = tokenizer.encode_with_specials([m.example.query for m in members], c.retriever.max_query_tokens)
+    source = batches.LsrSource(members, scores, vectors_NxE, tokens, mask, c.retriever.score_scale)
+    size = min(c.lsr_ft.batch, records)
+    data = batches.lsr_batches({"train": source}, shares={"train": 1.0}, batch=size, seed=c.seed)
+    found = [batch for batch, _ in itertools.islice(data, max(1, records // size))]
+    fields = {name: c.lsr_ft[name] for name in ("score", "tau", "direction", "prior")} | {"score_scale": c.retriever.score_scale}
+    graphdef, params = nnx.split(encoder)
+    tx = make_optimizer(OptimizerOptions(peak_lr=LEARNING_RATE, warmup_steps=0, decay="constant", **ADAMW), steps=1)
+    held = {"state": steps.init_state(params, tx)}
+    options = LsrOptions(**fields)
+    step = steps.compile_step(steps.lsr_step, graphdef, tx, held["state"], pipeline.mesh, sharding.ENCODER_RULES, options=options)
+    place = loop.placer(pipeline.mesh, micro_axis=False, rows=size)
+
+    def run() -> list[float]:
+        metrics = []
+        for batch in found:
+            held["state"], metric = step(held["state"], place(batch))
+            metrics.append(metric["loss"])
+        return [float(loss) for loss in metrics]
+
+    def compare(ours: list[float], theirs: list[float]) -> dict[str, float]:
+        apart = np.abs(np.asarray(ours) - np.asarray(theirs)) / np.asarray(theirs)
+        return {"most_relative_loss_apart": apart.max(), "first_loss": ours[0], "peer_first_loss": theirs[0]}
+
+    told = [
+        {
+            "ids": [ids[real].tolist() for ids, real in zip(batch.query_tokens_BxT, batch.query_mask_BxT)],
+            "passages": batch.passages_BxKxE.tolist(),
+            "logp": batch.lm_logp_BxK.tolist(),
+            "base": batch.base_logits_BxK.tolist(),
+        }
+        for batch in found
+    ]
+    job = {"model": str(resolve(name)), "batches": told, "optimizer": {"lr": LEARNING_RATE, **ADAMW}, **fields}
+    job |= {"pooling": encoder.config.pooling, "normalize": encoder.config.normalize}
+    return Work("questions", size * len(found), run, job, compare, lambda found: found["most_relative_loss_apart"] < 1e-3)
+
+
 def _generate(pipeline: Pipeline, records: int, folder: Path) -> Work:
     """Free-text answers of `records` questions over k passages each, at sequence level; prompts given as token ids on both sides."""
     c = pipeline.config
@@ -190,7 +243,13 @@ def _generate(pipeline: Pipeline, records: int, folder: Path) -> Work:
     )
 
 
-KINDS: dict[str, Callable[[Pipeline, int, Path], Work]] = {"embed": _embed, "score": _score, "lm_ft": _lm_ft, "generate": _generate}
+KINDS: dict[str, Callable[[Pipeline, int, Path], Work]] = {
+    "embed": _embed,
+    "score": _score,
+    "lm_ft": _lm_ft,
+    "lsr_ft": _lsr_ft,
+    "generate": _generate,
+}
 
 
 # -- records ------------------------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from radit_jax.data import mixture, packing
-from radit_jax.data.instances import InstanceMaker
+from radit_jax.data.instances import InstanceMaker, bucket
 from radit_jax.errors import InputError
 from radit_jax.types import Example, Instance, LmBatch, LsrBatch, Passage, Retrieved
 
@@ -215,7 +215,11 @@ def lsr_batches(
 
     def read(keys_Bx2: np.ndarray) -> tuple[LsrBatch, np.ndarray]:
         items = [padded[i][n] for i, n in (keys_Bx2 if here is None else keys_Bx2[here])]
-        return lsr_batch({key: np.stack([item[key] for item in items]) for key in items[0]}), keys_Bx2[:, 1]
+        stacked = {key: np.stack([item[key] for item in items]) for key in items[0]}
+        # As wide as the longest query of the whole batch, whichever process holds it.
+        longest = bucket(max(int(padded[i].query_mask[n].sum()) for i, n in keys_Bx2), smallest=8)
+        stacked |= {key: stacked[key][:, :longest] for key in ("query_tokens", "query_mask")}
+        return lsr_batch(stacked), keys_Bx2[:, 1]
 
     drawn = mixture.mix(sets, [shares[name] for name in names], seed=seed).batch(batch, drop_remainder=True).map(read)
     return Batches(drawn.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)), lambda item: item)

@@ -1,4 +1,4 @@
-"""The peer of `launch/bench.py`: the same work in transformers + torch, float32, batched by hand, on the same records.
+"""The peer of `launch/bench.py`: the same work in transformers + torch, batched by hand, on the same records and in the same precision.
 
     PYTHON_WITH_TORCH tests/peers/torch_peer.py job.json
 
@@ -19,14 +19,12 @@ from torch.nn import functional as F
 from transformers import AutoModel, AutoModelForCausalLM, PreTrainedTokenizerFast
 from transformers.cache_utils import DynamicCache
 
-SETTINGS = {"dtype": torch.float32, "attn_implementation": "sdpa", "local_files_only": True}
+SETTINGS = {"attn_implementation": "sdpa", "local_files_only": True}
 
 
-def main(path: str) -> None:
-    with open(path) as file:
-        job = json.load(file)
+def serve(job: dict, kinds: dict) -> None:
     torch.set_num_threads(job["threads"])
-    run = KINDS[job["kind"]](job)
+    run = kinds[job["kind"]](job)
     say({"ready": True, "torch": torch.__version__, "threads": torch.get_num_threads()})
     for line in sys.stdin:
         if line.strip() != "run":
@@ -35,6 +33,10 @@ def main(path: str) -> None:
         outputs = run()
         seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - cpu
         say({"seconds": seconds, "cpu_seconds": cpu_seconds, "peak_mib": peak_mib(), "outputs": outputs})
+
+
+def settings(job: dict) -> dict:
+    return SETTINGS | {"dtype": getattr(torch, job["dtype"])}
 
 
 def peak_mib() -> int:
@@ -76,7 +78,7 @@ def batches(lengths: list[int], batch_tokens: int) -> list[list[int]]:
 def embed(job: dict):
     """Texts → vectors by masked mean pooling or [CLS], with unit norm where the checkpoint has it. Tokenization is part of the work."""
     tokenizer = PreTrainedTokenizerFast.from_pretrained(job["model"], local_files_only=True)
-    model = AutoModel.from_pretrained(job["model"], **SETTINGS).eval()
+    model = AutoModel.from_pretrained(job["model"], **settings(job)).eval()
 
     @torch.inference_mode()
     def run():
@@ -90,7 +92,7 @@ def embed(job: dict):
             else:
                 weights = mask[..., None].to(hidden.dtype)
                 pooled = (hidden * weights).sum(1) / weights.sum(1)
-            vectors[rows] = F.normalize(pooled, dim=-1) if job["normalize"] else pooled
+            vectors[rows] = (F.normalize(pooled, dim=-1) if job["normalize"] else pooled).float()
         return vectors.tolist()
 
     return run
@@ -101,7 +103,7 @@ def embed(job: dict):
 
 def score(job: dict):
     """log p(target | prompt) of every instance {tokens, target_start}."""
-    model = AutoModelForCausalLM.from_pretrained(job["model"], **SETTINGS).eval()
+    model = AutoModelForCausalLM.from_pretrained(job["model"], **settings(job)).eval()
     instances = job["instances"]
 
     @torch.inference_mode()
@@ -122,7 +124,7 @@ def target_logprobs(model, chosen: list[dict]) -> tuple[torch.Tensor, torch.Tens
     hidden = model.model(input_ids=tokens, attention_mask=mask, use_cache=False).last_hidden_state
     places = [(i, t) for i, instance in enumerate(chosen) for t in range(instance["target_start"], len(instance["tokens"]))]
     of, at = (torch.tensor(part) for part in zip(*places))
-    return of, -F.cross_entropy(model.lm_head(hidden[of, at - 1]), tokens[of, at], reduction="none")
+    return of, -F.cross_entropy(model.lm_head(hidden[of, at - 1]).float(), tokens[of, at], reduction="none")
 
 
 # -- LM-ft --------------------------------------------------------------------------------------------------------------------------
@@ -130,18 +132,16 @@ def target_logprobs(model, chosen: list[dict]) -> tuple[torch.Tensor, torch.Tens
 
 def lm_ft(job: dict):
     """Steps of AdamW on the given instances, the loss on output tokens only; a step's instances go in padded groups of similar length."""
-    model = AutoModelForCausalLM.from_pretrained(job["model"], **SETTINGS).train()
+    model = AutoModelForCausalLM.from_pretrained(job["model"], **SETTINGS, dtype=torch.float32).train()
     o = job["optimizer"]
-    matrices = [p for p in model.parameters() if p.ndim > 1]
-    rest = [p for p in model.parameters() if p.ndim <= 1]
-    groups = [{"params": matrices, "weight_decay": o["weight_decay"]}, {"params": rest, "weight_decay": 0.0}]
-    adamw = torch.optim.AdamW(groups, lr=o["lr"], betas=(o["b1"], o["b2"]), eps=o["eps"], fused=True)
+    adamw = optimizer(model, o)
 
     def step(instances: list[dict]) -> float:
         outputs = sum(len(instance["tokens"]) - instance["target_start"] for instance in instances)
         total = 0.0
         for group in similar(instances):
-            loss = -target_logprobs(model, group)[1].sum() / outputs
+            with torch.autocast("cpu", torch.bfloat16, enabled=job["dtype"] == "bfloat16"):
+                loss = -target_logprobs(model, group)[1].sum() / outputs
             loss.backward()
             total += loss.item()
         torch.nn.utils.clip_grad_norm_(model.parameters(), o["clip_norm"], foreach=True)
@@ -150,6 +150,13 @@ def lm_ft(job: dict):
         return total
 
     return lambda: [step(instances) for instances in job["steps"]]
+
+
+def optimizer(model, o: dict) -> torch.optim.Optimizer:
+    matrices = [p for p in model.parameters() if p.ndim > 1]
+    rest = [p for p in model.parameters() if p.ndim <= 1]
+    groups = [{"params": matrices, "weight_decay": o["weight_decay"]}, {"params": rest, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=o["lr"], betas=(o["b1"], o["b2"]), eps=o["eps"], fused=True)
 
 
 def similar(instances: list[dict]) -> list[list[dict]]:
@@ -163,13 +170,46 @@ def similar(instances: list[dict]) -> list[list[dict]]:
     return groups
 
 
+# -- R-ft ---------------------------------------------------------------------------------------------------------------------------
+
+
+def lsr_ft(job: dict):
+    """Steps of AdamW on the query encoder: KL between softmax(scale · q·c) and the target that the stored LM scores make."""
+    model = AutoModel.from_pretrained(job["model"], **SETTINGS, dtype=torch.float32).train()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0  # ours has none
+    adamw = optimizer(model, job["optimizer"])
+    arrays = ("passages", "logp", "base")
+    given = [batch | {name: torch.tensor(batch[name]) for name in arrays} for batch in job["batches"]]
+
+    def step(batch: dict) -> float:
+        tokens, mask = pad(batch["ids"])
+        hidden = model(input_ids=tokens, attention_mask=mask).last_hidden_state
+        weights = mask[..., None].to(hidden.dtype)
+        pooled = hidden[:, 0] if job["pooling"] == "cls" else (hidden * weights).sum(1) / weights.sum(1)
+        queries = F.normalize(pooled, dim=-1) if job["normalize"] else pooled
+        log_p = torch.log_softmax(job["score_scale"] * torch.einsum("be,bke->bk", queries, batch["passages"]), -1)
+        score = batch["logp"].exp() if job["score"] == "prob" else batch["logp"]
+        target = torch.log_softmax(score / job["tau"] + job["prior"] * batch["base"], -1)
+        first, second = (log_p, target) if job["direction"] == "retriever_first" else (target, log_p)
+        loss = (first.exp() * (first - second)).sum(-1).mean()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), job["optimizer"]["clip_norm"], foreach=True)
+        adamw.step()
+        adamw.zero_grad(set_to_none=True)
+        return float(loss)
+
+    return lambda: [step(batch) for batch in given]
+
+
 # -- generate -----------------------------------------------------------------------------------------------------------------------
 
 
 def generate(job: dict):
     """Sequence level: every prompt decodes greedily, each distinct answer gets its p_R-weighted probability under all k prompts."""
     tokenizer = PreTrainedTokenizerFast.from_pretrained(job["model"], local_files_only=True)
-    model = AutoModelForCausalLM.from_pretrained(job["model"], **SETTINGS).eval()
+    model = AutoModelForCausalLM.from_pretrained(job["model"], **settings(job)).eval()
     questions, stops = job["questions"], torch.tensor(job["stops"])
     k = len(questions[0]["prompts"])
 
@@ -267,7 +307,8 @@ def candidates(
     return logp
 
 
-KINDS = {"embed": embed, "score": score, "lm_ft": lm_ft, "generate": generate}
+KINDS = {"embed": embed, "score": score, "lm_ft": lm_ft, "lsr_ft": lsr_ft, "generate": generate}
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    with open(sys.argv[1]) as file:
+        serve(json.load(file), KINDS)
