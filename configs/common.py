@@ -59,11 +59,11 @@ def base() -> ConfigDict:
 
     c.lm_ft = ConfigDict()
     c.lm_ft.passages = 3  # k~: training instances per example (paper: 3)
-    c.lm_ft.row_length = 384  # tokens of a packed row (paper: 2048); of 256 a quarter stays empty with these passages
+    c.lm_ft.row_length = 256  # tokens of a packed row (paper: 2048)
     c.lm_ft.output_slots = 64  # output tokens a row can hold
     c.lm_ft.rows = 4  # packed rows per micro-batch (paper: 64 for 7B)
     c.lm_ft.accumulate = 1  # micro-batches per update
-    c.lm_ft.steps = 28  # paper: 300 to 500
+    c.lm_ft.steps = 40  # paper: 300 to 500
     c.lm_ft.checkpoint_every = 50
     c.lm_ft.log_every = 10
     c.lm_ft.dev_tasks = ""  # tasks (as launch/evaluate.py --tasks) by whose mean the checkpoint is chosen; "": the last one is taken
