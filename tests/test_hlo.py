@@ -140,7 +140,7 @@ def test_the_cache_of_the_ensemble_is_cut_by_rows_and_heads():
     placed = jax.tree.map(lambda leaf, where: leaf.update(sharding=where), params, sharding.shardings(params, sharding.LM_RULES, mesh))
     rows = sharding.batch_sharding(mesh)
     tokens, lengths = (jax.ShapeDtypeStruct(s, np.int32, sharding=rows) for s in ((ROWS, K, T), (ROWS, K)))
-    stops = jax.ShapeDtypeStruct((LM_CONFIG.vocab_size,), bool, sharding=sharding.replicated(mesh))
+    stops = jax.ShapeDtypeStruct((5,), np.int32, sharding=sharding.replicated(mesh))
     with jax.set_mesh(mesh):
         executable = ensemble.prefill.lower(graphdef, placed, tokens, lengths, 2).compile()
         last, cache = jax.tree.map(

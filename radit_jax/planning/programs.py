@@ -19,7 +19,9 @@ from ml_collections import ConfigDict
 from radit_jax import sharding
 from radit_jax.errors import InputError
 from radit_jax.inference import ensemble, score
+from radit_jax.inputs import with_dtypes
 from radit_jax.models import flash
+from radit_jax.models.attention import Segments, Trees
 from radit_jax.models.lm import LmConfig
 from radit_jax.planning import shapes
 from radit_jax.retrieval import encode, exact
@@ -31,6 +33,7 @@ from radit_jax.weights.encoder import abstract_encoder
 from radit_jax.weights.lm import abstract_lm
 
 TARGET = 64  # tokens of a scored target: slots of a row in scoring
+STOPS = 100  # tokens that end an answer, about
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +67,7 @@ class Program:
 
 def build(name: str, c: ConfigDict, mesh: Mesh, settings: Settings) -> Program:
     """The program of this name. InputError for a mesh that does not divide what it has to."""
-    return BUILDERS[name](c, mesh, settings)
+    return BUILDERS[name](with_dtypes(c, mesh.devices.flat[0].platform), mesh, settings)
 
 
 # -- the builders -----------------------------------------------------------------------------------------------------------------------
@@ -102,7 +105,9 @@ def scoring(c: ConfigDict, mesh: Mesh, settings: Settings) -> Program:
     B = sharding.whole_rows(mesh, c.scoring.batch_tokens // T)
     ints = _rows(mesh, jnp.int32)
     graphdef, params = _placed(abstract_lm(config), mesh, sharding.LM_RULES)
-    arguments = (graphdef, params, ints(B, T), ints(B), ints(B, TARGET), ints(B, TARGET))
+    # A kernel reads rows of several instances, the reference rows of instances that share their beginning.
+    rows = (Trees if config.attention == flash.REFERENCE else Segments)(ints(B, T))
+    arguments = (graphdef, params, ints(B, T), ints(B, T), rows, ints(B, TARGET), ints(B, TARGET))
     return Program("score", mesh, score.target_logprobs, arguments, B * T, "tokens", note=_attention(config))
 
 
@@ -137,7 +142,7 @@ def decode(c: ConfigDict, mesh: Mesh, settings: Settings) -> Program:
     rows, heads = _data(mesh, B), _axis(mesh, MODEL, config.kv_heads)
     by_rank = {6: P(None, None, rows, None, heads), 3: P(None, rows), 0: P()}  # keys and values (L, K, B, S, G, h), positions (K, B, S)
     cache = jax.tree.map(lambda x: _put(mesh, x, by_rank[x.ndim]), cache)
-    stops = jax.ShapeDtypeStruct((config.vocab_size,), jnp.bool_, sharding=sharding.replicated(mesh))
+    stops = jax.ShapeDtypeStruct((STOPS,), jnp.int32, sharding=sharding.replicated(mesh))
     last = _put(mesh, last, P(rows, None, _axis(mesh, MODEL, config.vocab_size)))
     arguments = (graphdef, params, last, _rows(mesh, jnp.int32)(B, K), cache, stops, new)
     return Program("decode", mesh, ensemble.decode_each, arguments, B, "questions", endless=new, note=f"{new} tokens after each prompt")
