@@ -170,6 +170,20 @@ def test_several_continuations_of_one_prefix_are_segments():
     assert k.shape == (3, 1, 6, 2, 4) and np.isfinite(hidden).all()
 
 
+def test_attention_in_blocks_of_queries_is_attention(monkeypatch):
+    """Values and gradients of rows longer than a block, packed and padded."""
+    graphdef, params = nnx.split(small())
+    positions, segments = row(20, 17, -8)
+
+    def loss(params):
+        return jnp.sum(jnp.sin(nnx.merge(graphdef, params).hidden(ids(1, 45), positions, segments)) * (segments > 0)[..., None])
+
+    whole = jax.jit(jax.value_and_grad(loss))(params)
+    monkeypatch.setattr("radit_jax.models.lm.CPU_BLOCK", 16)
+    jax.clear_caches()
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), jax.jit(jax.value_and_grad(loss))(params), whole)
+
+
 def test_too_small_a_cache_is_refused():
     with pytest.raises(ValueError, match=r"capacity \(3\)"):
         small().prefill(ids(1, 5), jnp.array([5]), 3)

@@ -58,7 +58,7 @@ import jax, jax.numpy as jnp
 found = []
 jax.monitoring.register_event_listener(lambda name, **_: found.append(name))
 jax.jit(lambda x: jnp.sin(x) @ x)(jnp.ones((64, 64))).block_until_ready()
-print(sum(name == "/jax/compilation_cache/cache_misses" for name in found), sum(name == "/jax/compilation_cache/cache_hits" for name in found))
+print(*(found.count(f"/jax/compilation_cache/cache_{what}") for what in ("misses", "hits")))
 """
     environment = {
         **os.environ,
