@@ -181,7 +181,7 @@ def test_attention_in_blocks_of_queries_is_attention(monkeypatch):
     whole = jax.jit(jax.value_and_grad(loss))(params)
     monkeypatch.setattr("radit_jax.models.lm.CPU_BLOCK", 16)
     jax.clear_caches()
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), jax.jit(jax.value_and_grad(loss))(params), whole)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3), jax.jit(jax.value_and_grad(loss))(params), whole)
 
 
 def test_too_small_a_cache_is_refused():
