@@ -134,6 +134,7 @@ def test_every_step_is_in_the_metrics_once(unkilled):
     assert [line["step"] for line in lines if "loss" in line] == list(range(1, tiny.STEPS + 1))
     assert [line["step"] for line in lines if "validation_size" in line] == [3, 6]
     assert len({line["loss"] for line in lines if "loss" in line}) == tiny.STEPS
+    assert 0 <= facts["input_wait"] < 1
     assert facts["last_loss"] == round(next(line["loss"] for line in reversed(lines) if "loss" in line), 5)
 
 

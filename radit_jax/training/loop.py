@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import time
@@ -78,7 +79,8 @@ def run(
             break
         with preemption.hold() as asked:
             while True:
-                batch, numbers = next(batches)
+                with meter.waiting():
+                    batch, numbers = next(batches)
                 state, metrics = step(state, place(batch))
                 done += 1
                 meter.after(done, metrics, numbers)  # reads the metrics of the step before this one: the device never waits for the host
@@ -129,6 +131,15 @@ class Meter:
         self.last: dict[str, float] = {}
         self.counted = {"steps": 0, "tokens": 0.0, "examples": 0}
         self.began: float | None = None
+        self.waited = 0.0  # seconds for input since the first step
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Around what gives the next batch, in which the step before goes on: at most so much of the time is spent on input."""
+        began = time.monotonic()
+        yield
+        if self.began is not None:
+            self.waited += time.monotonic() - began
 
     def after(self, step: int, metrics: Any, numbers: np.ndarray) -> None:
         self.settle()
@@ -171,7 +182,8 @@ class Meter:
         self.settle()
         seconds = time.monotonic() - self.began if self.began else 0.0
         rates = {f"{key}_per_s": round(value / seconds, 2) for key, value in self.counted.items() if seconds and value}
-        return {"train_seconds": round(seconds, 1), **rates, **{f"last_{key}": round(value, 5) for key, value in self.last.items()}}
+        waited = {"input_wait": round(self.waited / seconds, 4)} if seconds else {}  # share of the time
+        return {"train_seconds": round(seconds, 1), **rates, **waited, **{f"last_{key}": round(value, 5) for key, value in self.last.items()}}
 
 
 def placer(mesh: Mesh, micro_axis: bool, rows: int) -> Callable[[Any], Any]:
