@@ -250,17 +250,17 @@ def test_trap_7_decoding_follows_the_mixture_of_probabilities():
 
 
 def greedy(question, mix) -> tuple[str, float]:
-    """Text and log-probability (with its end, if it comes) of the greedy answer under `mix`, by full forward passes."""
-    ids, total = [], 0.0
-    for _ in range(4):
+    """Text and log-probability (with its end, by any stop token) of the greedy answer under `mix`, by full forward passes."""
+    tokenizer, ids, total = tiny.tokenizer(), [], 0.0
+    stops = [i for i in range(len(tiny.PIECES)) if i == tokenizer.eos_id or tokenizer.decode([i]).startswith("\n")]
+    while True:
         logp_KxV = np.stack([tiny.logprobs([*prompt, *ids])[-1] for prompt in question.prompts])
         mixed_V = mix(logp_KxV, np.exp(np.asarray(question.logw_K, np.float64)))
         best = int(mixed_V.argmax())
-        total += float(mixed_V[best])
-        if best == tiny.tokenizer().eos_id or tiny.tokenizer().decode([best]).startswith("\n"):
-            break
+        if best in stops or len(ids) == 4:
+            return tokenizer.decode(ids).strip(), total + float(np.logaddexp.reduce(mixed_V[stops]))
         ids.append(best)
-    return tiny.tokenizer().decode(ids).strip(), total
+        total += float(mixed_V[best])
 
 
 # -- 8: the test split in training -----------------------------------------------------------------------------------------------
