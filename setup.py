@@ -39,6 +39,6 @@ setup(
         "plan": ["jax[tpu]>=0.10"],  # launch/plan.py needs libtpu, the compiler (484 MB), and no TPU
         "cuda": ["jax[cuda13]>=0.10"],
         # The peers of launch/bench.py: an environment of their own, never beside the run time.
-        "bench": ["torch==2.13.0", "transformers>=5.0", "safetensors", "faiss-cpu", "sentence-transformers", "fed-rag", "accelerate"],
+        "bench": ["torch==2.13.0", "transformers>=5.0", "safetensors", "faiss-cpu", "sentence-transformers", "fed-rag[huggingface]"],
     },
 )
