@@ -183,7 +183,8 @@ class Meter:
         seconds = time.monotonic() - self.began if self.began else 0.0
         rates = {f"{key}_per_s": round(value / seconds, 2) for key, value in self.counted.items() if seconds and value}
         waited = {"input_wait": round(self.waited / seconds, 4)} if seconds else {}  # share of the time
-        return {"train_seconds": round(seconds, 1), **rates, **waited, **{f"last_{key}": round(value, 5) for key, value in self.last.items()}}
+        last = {f"last_{key}": round(value, 5) for key, value in self.last.items()}
+        return {"train_seconds": round(seconds, 1), **rates, **waited, **last}
 
 
 def placer(mesh: Mesh, micro_axis: bool, rows: int) -> Callable[[Any], Any]:
