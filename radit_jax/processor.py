@@ -41,7 +41,7 @@ def dtype(setting: str, platform: str, field: str) -> str:
 
 @functools.cache
 def has_bfloat16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
-    """Whether this CPU multiplies bfloat16. Where no Linux tells, it is taken to do not."""
+    """Whether this CPU multiplies bfloat16. Where no Linux tells, it is taken not to."""
     try:
         lines = cpuinfo.read_text().splitlines()
     except OSError:

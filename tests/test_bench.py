@@ -47,7 +47,7 @@ def test_a_ratio_is_printed_only_when_both_computed_the_same(echo):
     # The peer says that it took 3 s for 12 things; we took next to nothing.
     assert same["peer"]["median"] == 4.0 and same["ratio"] > 1000
 
-    shipped = dataclasses.replace(summing(8), script="torch_peer.py", others={"shipped": "torch_peer.py", "absent": "absent.py"})
+    shipped = dataclasses.replace(summing(8), script="torch_peer.py", others={"shipped": "torch_peer.py", "absent": "fed_rag_peer.py"})
     found = contest.compare("sum", shipped, repetitions=1, peer_python=sys.executable)["others"]
     assert not found["shipped"]["same"] and found["shipped"]["ratio"] > 1000 and found["absent"] is None  # timed, and said to be another's
     assert "something else" in contest.text([{**same, "others": found}]) and "not installed" in contest.text([{**same, "others": found}])

@@ -51,7 +51,6 @@ def test_settings_of_the_user_stand(monkeypatch, has):
 def test_a_second_start_compiles_nothing(tmp_path):
     """Two processes of the same program: the first fills the cache, the second finds all in it."""
     program = """
-import sys
 from radit_jax import processor
 processor.prepare()
 import jax, jax.numpy as jnp

@@ -70,7 +70,7 @@ def text(results: Sequence[dict[str, Any]]) -> str:
     for result in results:
         sides = [f"{name} {_span(result[name])}" for name in ("ours", "peer") if result[name]]
         ratio = f"ratio {result['ratio']:.2f} (by CPU time {result['cpu_ratio']:.2f})" if result["ratio"] else result["note"]
-        agreement = ", ".join(f"{key} {value:g}" for key, value in result.get("agreement", {}).items())
+        agreement = _agreement(result)
         lines.append(f"{result['kind']:9} {result['unit']}: {'; '.join(sides)}; {ratio}" + (f"; {agreement}" if agreement else ""))
         for name, other in result.get("others", {}).items():
             lines.append(f"    {name} as it ships: {_shipped(other)}")
@@ -80,9 +80,12 @@ def text(results: Sequence[dict[str, Any]]) -> str:
 def _shipped(other: dict[str, Any] | None) -> str:
     if other is None:
         return "not installed"
-    agreement = ", ".join(f"{key} {value:g}" for key, value in other["agreement"].items())
     verdict = "the same" if other["same"] else "something else"
-    return f"{_span(other['peer'])}; we take 1/{other['ratio']:.2f} of its time; it computes {verdict} ({agreement})"
+    return f"{_span(other['peer'])}; we take 1/{other['ratio']:.2f} of its time; it computes {verdict} ({_agreement(other)})"
+
+
+def _agreement(result: dict[str, Any]) -> str:
+    return ", ".join(f"{key} {value:g}" for key, value in result.get("agreement", {}).items())
 
 
 # -- figures ------------------------------------------------------------------------------------------------------------------------

@@ -62,8 +62,7 @@ class Peer:
         while line := self.process.stdout.readline():
             if line.startswith("{"):
                 return json.loads(line)
-        needs = NEEDS.get(self.script, "what it imports")
-        raise InputError(f"the peer ({self.script}) ended with status {self.process.wait()}: its Python needs {needs}")
+        raise InputError(f"the peer ({self.script}) ended with status {self.process.wait()}: its Python needs {NEEDS[self.script]}")
 
 
 def take_turns(

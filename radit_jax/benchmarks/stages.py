@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 
 from radit_jax import sharding
 from radit_jax.benchmarks.contest import Work, compare
@@ -24,7 +25,7 @@ from radit_jax.data.instances import InstanceMaker
 from radit_jax.data.prompts import background_prompt
 from radit_jax.data.tokenizer import load_tokenizer
 from radit_jax.errors import InputError
-from radit_jax.inference.ensemble import passage_logweights, stop_tokens
+from radit_jax.inference.ensemble import passage_logweights
 from radit_jax.inference.score import Scorer
 from radit_jax.pipeline import Pipeline
 from radit_jax.retrieval import embed
@@ -128,22 +129,9 @@ def _lm_ft(pipeline: Pipeline, records: int, folder: Path) -> Work:
     )
     found = _whole_epoch(batches.lm_batches(source, rows=c.lm_ft.rows, accumulate=c.lm_ft.accumulate, seed=c.seed), len(source))
     _export_lm(pipeline, folder)
-    graphdef, params = nnx.split(pipeline.trainable_lm())
-    tx = make_optimizer(OptimizerOptions(peak_lr=LEARNING_RATE, warmup_steps=0, decay="constant", **ADAMW), steps=1)
-    held = {"state": steps.init_state(params, tx)}
-    step = steps.compile_step(steps.lm_step, graphdef, tx, held["state"], pipeline.mesh, sharding.LM_RULES)
     place = loop.placer(pipeline.mesh, micro_axis=True, rows=c.lm_ft.rows)
-
-    def run() -> list[float]:
-        metrics = []
-        for batch, _ in found:
-            held["state"], metric = step(held["state"], place(batch))
-            metrics.append(metric["loss"])
-        return [float(loss) for loss in metrics]
-
-    def compare(ours: list[float], theirs: list[float]) -> dict[str, float]:
-        apart = np.abs(np.asarray(ours) - np.asarray(theirs)) / np.asarray(theirs)
-        return {"most_relative_loss_apart": apart.max(), "first_loss": ours[0], "peer_first_loss": theirs[0]}
+    model = pipeline.trainable_lm()
+    run = _stepping(steps.lm_step, model, [batch for batch, _ in found], place, pipeline.mesh, sharding.LM_RULES)
 
     instances = [[_unpacked(source[int(n)]) for n in numbers] for _, numbers in found]
     bound = 1e-3 if c.lm.dtype == "float32" else 0.03
@@ -152,7 +140,7 @@ def _lm_ft(pipeline: Pipeline, records: int, folder: Path) -> Work:
         sum(len(instance["tokens"]) for members in instances for instance in members),
         run,
         {"model": str(folder / "lm"), "steps": instances, "optimizer": {"lr": LEARNING_RATE, **ADAMW}},
-        compare,
+        _losses_apart,
         lambda found: found["most_relative_loss_apart"] < bound,
     )
 
@@ -172,23 +160,9 @@ def _lsr_ft(pipeline: Pipeline, records: int, folder: Path) -> Work:
     data = batches.lsr_batches({"train": source}, shares={"train": 1.0}, batch=size, seed=c.seed)
     found = [batch for batch, _ in itertools.islice(data, max(1, records // size))]
     fields = {name: c.lsr_ft[name] for name in ("score", "tau", "direction", "prior")} | {"score_scale": c.retriever.score_scale}
-    graphdef, params = nnx.split(encoder)
-    tx = make_optimizer(OptimizerOptions(peak_lr=LEARNING_RATE, warmup_steps=0, decay="constant", **ADAMW), steps=1)
-    held = {"state": steps.init_state(params, tx)}
-    options = LsrOptions(**fields)
-    step = steps.compile_step(steps.lsr_step, graphdef, tx, held["state"], pipeline.mesh, sharding.ENCODER_RULES, options=options)
     place = loop.placer(pipeline.mesh, micro_axis=False, rows=size)
-
-    def run() -> list[float]:
-        metrics = []
-        for batch in found:
-            held["state"], metric = step(held["state"], place(batch))
-            metrics.append(metric["loss"])
-        return [float(loss) for loss in metrics]
-
-    def compare(ours: list[float], theirs: list[float]) -> dict[str, float]:
-        apart = np.abs(np.asarray(ours) - np.asarray(theirs)) / np.asarray(theirs)
-        return {"most_relative_loss_apart": apart.max(), "first_loss": ours[0], "peer_first_loss": theirs[0]}
+    options = LsrOptions(**fields)
+    run = _stepping(steps.lsr_step, encoder, found, place, pipeline.mesh, sharding.ENCODER_RULES, options=options)
 
     told = [
         {
@@ -201,7 +175,7 @@ def _lsr_ft(pipeline: Pipeline, records: int, folder: Path) -> Work:
     ]
     job = {"model": str(resolve(name)), "batches": told, "optimizer": {"lr": LEARNING_RATE, **ADAMW}, **fields}
     job |= {"pooling": encoder.config.pooling, "normalize": encoder.config.normalize}
-    return Work("questions", size * len(found), run, job, compare, lambda found: found["most_relative_loss_apart"] < 1e-3)
+    return Work("questions", size * len(found), run, job, _losses_apart, lambda found: found["most_relative_loss_apart"] < 1e-3)
 
 
 def _generate(pipeline: Pipeline, records: int, folder: Path) -> Work:
@@ -214,7 +188,6 @@ def _generate(pipeline: Pipeline, records: int, folder: Path) -> Work:
         ensemble.prompted(m.example.id, m.example.prompt, [passage.content for passage in m.passages], logw_K)
         for m in _questions(pipeline, pipeline.test_examples, records, K)
     ]
-    stops = np.flatnonzero(stop_tokens(pipeline.tokenizer, ensemble.lm.config.vocab_size)).tolist()
 
     def run() -> list[dict[str, Any]]:
         return [{"text": answer.text, "logprob": answer.logprob} for answer in ensemble.generate(questions, level="sequence")]
@@ -227,7 +200,7 @@ def _generate(pipeline: Pipeline, records: int, folder: Path) -> Work:
     job = {
         "model": str(folder / "lm"),
         "questions": [{"prompts": [list(map(int, ids)) for ids in q.prompts], "logw": q.logw_K.tolist()} for q in questions],
-        "stops": stops,
+        "stops": np.asarray(ensemble.stops_I).tolist(),
         "max_new_tokens": ensemble.max_new_tokens,
         "batch_tokens": ensemble.batch_tokens,
     }
@@ -250,6 +223,28 @@ KINDS: dict[str, Callable[[Pipeline, int, Path], Work]] = {
     "lsr_ft": _lsr_ft,
     "generate": _generate,
 }
+
+
+def _stepping(step: Callable, model: nnx.Module, found: Sequence[Any], place: Callable, mesh: Mesh, rules, **static: Any) -> Callable:
+    """A function that trains on these batches, going on from where its last call ended, and returns the loss of each."""
+    graphdef, params = nnx.split(model)
+    tx = make_optimizer(OptimizerOptions(peak_lr=LEARNING_RATE, warmup_steps=0, decay="constant", **ADAMW), steps=1)
+    held = {"state": steps.init_state(params, tx)}
+    compiled = steps.compile_step(step, graphdef, tx, held["state"], mesh, rules, **static)
+
+    def run() -> list[float]:
+        losses = []
+        for batch in found:
+            held["state"], metrics = compiled(held["state"], place(batch))
+            losses.append(metrics["loss"])
+        return [float(loss) for loss in losses]
+
+    return run
+
+
+def _losses_apart(ours: list[float], theirs: list[float]) -> dict[str, float]:
+    apart = np.abs(np.asarray(ours) - np.asarray(theirs)) / np.asarray(theirs)
+    return {"most_relative_loss_apart": apart.max(), "first_loss": ours[0], "peer_first_loss": theirs[0]}
 
 
 # -- records ------------------------------------------------------------------------------------------------------------------------

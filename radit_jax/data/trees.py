@@ -27,6 +27,13 @@ class Forest:
     row_N: np.ndarray
     paths: list[np.ndarray]
 
+    def parents_RxT(self) -> np.ndarray:
+        """Where the token before each stands; -1 for the first of a sequence, and on padding."""
+        parents_RxT = np.full(self.tokens_RxT.shape, -1, np.int32)
+        for row, path in zip(self.row_N, self.paths):
+            parents_RxT[row, path[1:]] = path[:-1]
+        return parents_RxT
+
     @property
     def nodes(self) -> int:
         """Tokens that are there once or more."""
@@ -43,7 +50,7 @@ class Tree:
 
 
 def grow(sequences: Sequence[np.ndarray], *, share: bool = True, worth: int = WORTH_SHARING, most: int | None = None) -> list[Tree]:
-    """Trees of the sequences, none of which may be empty. Without `share` every sequence is a tree of its own.
+    """Trees of the sequences, an empty one of which is an empty tree. Without `share` every sequence is a tree of its own.
 
     `worth` tokens in common, or a whole sequence, bind two to one tree, of at most `most` tokens (None: however many).
     """

@@ -144,8 +144,8 @@ class Ensemble:
         decoded = decode_each(self.graphdef, self.params, last_BxKxV, lengths_BxK, cache, self.stops_I, self.max_new_tokens)
         ids_BxKxS, own_BxK = map(distributed.to_host, decoded)
         found = [self._distinct(ids_KxS) for ids_KxS in ids_BxKxS]
-        heard = zip(found, ids_BxKxS, own_BxK, logw_BxK)
-        said = [_Said(list(texts.values()), ids_KxS, own_K, logw_K) for (texts, _), ids_KxS, own_K, logw_K in heard]
+        heard = zip(found, own_BxK, logw_BxK)
+        said = [_Said(list(texts.values()), own_ids, own_K, logw_K) for (texts, _, own_ids), own_K, logw_K in heard]
         for depth in (LOOK, self.max_new_tokens):
             listed = [[ids[:depth] for ids in of.doubtful()] for of in said]
             if not any(listed):
@@ -153,7 +153,7 @@ class Ensemble:
             logp_BxKxC = self._candidates(listed, last_BxKxV, lengths_BxK, cache, ends=depth == self.max_new_tokens)
             for of, logp_KxC in zip(said, logp_BxKxC):
                 of.hear(logp_KxC)
-        for (texts, own), of, own_K in zip(found, said, own_BxK):
+        for (texts, own, _), of, own_K in zip(found, said, own_BxK):
             best, logprob = of.best()
             yield Answer(list(texts)[best], logprob, tuple(own), tuple(map(float, own_K)))
 
@@ -171,14 +171,13 @@ class Ensemble:
         lengths_BxK = sharding.put_rows(self.mesh, lengths_BxK)
         return lengths_BxK, *prefill(self.graphdef, self.params, sharding.put_rows(self.mesh, tokens_BxKxT), lengths_BxK, new_tokens)
 
-    def _distinct(self, ids_KxS: np.ndarray) -> tuple[dict[str, list[int]], list[str]]:
-        """{text: ids} of the distinct answers in passage order, and the answer of each passage."""
-        texts, own = {}, []
-        for ids_S in ids_KxS:
-            text, ids = self._text(ids_S)
+    def _distinct(self, ids_KxS: np.ndarray) -> tuple[dict[str, list[int]], list[str], list[list[int]]]:
+        """{text: ids} of the distinct answers in passage order, and the answer of each passage, its text and its ids."""
+        own = [self._text(ids_S) for ids_S in ids_KxS]
+        texts: dict[str, list[int]] = {}
+        for text, ids in own:
             texts.setdefault(text, ids)
-            own.append(text)
-        return texts, own
+        return texts, [text for text, _ in own], [ids for _, ids in own]
 
     def _text(self, ids_S: np.ndarray) -> tuple[str, list[int]]:
         ids = [int(i) for i in ids_S if i >= 0]
@@ -189,16 +188,16 @@ class Ensemble:
 
         With `ends` the probability that the answer ends there is part of it.
         """
-        grown = [_grown(choices) for choices in listed]
-        width = bucket(max(len(tree.tokens_N) for tree in grown), smallest=8)
-        names = ("tokens_N", "depths_N", "ends_N", "parents_N")
-        nodes = (np.stack([_widened(getattr(tree, name), width) for tree in grown]) for name in names)
-        on_mesh = (sharding.put_rows(self.mesh, array) for array in nodes)
+        grown = [trees.grow(choices, worth=1) for choices in listed]
+        width = bucket(max(sum(tree.size for tree in row) for row in grown), smallest=8)
+        forests = [trees.plant(choices, [row], width) for choices, row in zip(listed, grown)]
+        nodes = zip(*((forest.tokens_RxT, forest.positions_RxT, forest.ends_RxT, forest.parents_RxT()) for forest in forests))
+        on_mesh = (sharding.put_rows(self.mesh, np.concatenate(rows)) for rows in nodes)
         found = score_nodes(self.graphdef, self.params, last_BxKxV, lengths_BxK, cache, *on_mesh, self.stops_I)
         logp_BxKxN, end_BxKxN, end_BxK = map(distributed.to_host, found)
         logp_BxKxC = np.full((*end_BxK.shape, max(map(len, listed))), -np.inf, np.float32)
-        for b, tree in enumerate(grown):
-            for c, path in enumerate(tree.paths):
+        for b, forest in enumerate(forests):
+            for c, path in enumerate(forest.paths):
                 logp_BxKxC[b, :, c] = logp_BxKxN[b][:, path].sum(-1)
                 if ends:
                     logp_BxKxC[b, :, c] += end_BxKxN[b, :, path[-1]] if len(path) else end_BxK[b]
@@ -228,16 +227,16 @@ class _Said:
     answers are out of the question after few.
     """
 
-    def __init__(self, answers: Sequence[Sequence[int]], ids_KxS: np.ndarray, own_K: np.ndarray, logw_K: np.ndarray):
-        self.answers, self.logw_Kx1 = answers, logw_K[:, None]
-        self.known_KxC = np.asarray([[ids == [i for i in ids_S if i >= 0] for ids in answers] for ids_S in ids_KxS.tolist()])
+    def __init__(self, answers: Sequence[list[int]], own_ids: Sequence[list[int]], own_K: np.ndarray, logw_K: np.ndarray):
+        self.answers, self.logw_K = answers, logw_K
+        self.known_KxC = np.asarray([[ids == own for ids in answers] for own in own_ids])
         self.upper_KxC = np.where(self.known_KxC, own_K[:, None], 0.0)
         self.asked: list[int] = []
 
     def doubtful(self) -> list[Sequence[int]]:
         """The answers that may be the best and are not known under all prompts."""
-        least = np.max(np.logaddexp.reduce(np.where(self.known_KxC, self.upper_KxC, -np.inf) + self.logw_Kx1, axis=0))
-        may_be_C = np.logaddexp.reduce(self.upper_KxC + self.logw_Kx1, axis=0) >= least - ROUNDING
+        least = np.max(_mixed(np.where(self.known_KxC, self.upper_KxC, -np.inf), self.logw_K))
+        may_be_C = _mixed(self.upper_KxC, self.logw_K) >= least - ROUNDING
         self.asked = np.flatnonzero(may_be_C & ~self.known_KxC.all(axis=0)).tolist()
         return [self.answers[c] for c in self.asked]
 
@@ -248,44 +247,16 @@ class _Said:
 
     def best(self) -> tuple[int, float]:
         """Which it is, and its log-probability. What was not asked about is below it by its upper bound."""
-        mixed_C = np.logaddexp.reduce(self.upper_KxC + self.logw_Kx1, axis=0)
+        mixed_C = _mixed(self.upper_KxC, self.logw_K)
         settled_C = self.known_KxC.all(axis=0)
         settled_C[self.asked] = True
         best = int(np.argmax(np.where(settled_C, mixed_C, -np.inf)))
         return best, float(mixed_C[best])
 
 
-@dataclasses.dataclass(frozen=True)
-class _Grown:
-    """Candidates as trees of N tokens: what they begin with alike is there once. `paths` are the tokens of each candidate."""
-
-    tokens_N: np.ndarray
-    depths_N: np.ndarray
-    ends_N: np.ndarray  # as trees.Forest has them
-    parents_N: np.ndarray  # -1: none
-    paths: list[np.ndarray]
-
-
-def _grown(candidates: Sequence[Sequence[int]]) -> _Grown:
-    full = [np.asarray(ids, np.int32) for ids in candidates if len(ids)]
-    grown = trees.grow(full, worth=1)
-    forest = trees.plant(full, [grown], max(1, sum(tree.size for tree in grown)))
-    tokens_N, depths_N, ends_N = (array.reshape(-1)[: forest.nodes] for array in (forest.tokens_RxT, forest.positions_RxT, forest.ends_RxT))
-    paths_of_full = iter(forest.paths)
-    paths = [next(paths_of_full) if len(ids) else np.zeros(0, np.int32) for ids in candidates]
-    parents_N = np.full(forest.nodes, -1, np.int32)
-    for path in forest.paths:
-        parents_N[path[1:]] = path[:-1]
-    return _Grown(tokens_N, depths_N, ends_N, parents_N, paths)
-
-
-def _widened(array_N: np.ndarray, width: int) -> np.ndarray:
-    return np.pad(array_N, (0, width - len(array_N)))
-
-
-def _mixed(logp_BxKxC: np.ndarray, logw_BxK: np.ndarray) -> np.ndarray:
-    """Eq. 2 for each candidate, (B, C): log Σ_k w_k p_k."""
-    return np.logaddexp.reduce(logp_BxKxC + logw_BxK[..., None], axis=1)
+def _mixed(logp_xKxC: np.ndarray, logw_xK: np.ndarray) -> np.ndarray:
+    """Eq. 2 for each candidate, (…, C): log Σ_k w_k p_k."""
+    return np.logaddexp.reduce(logp_xKxC + logw_xK[..., None], axis=-2)
 
 
 def stop_tokens(tokenizer, vocab_size: int) -> np.ndarray:
@@ -406,8 +377,8 @@ def score_nodes(graphdef, params, last_BxKxV, lengths_BxK, cache, tokens_BxN, de
         logits_BxNxV = lm.logits(hidden_BxNxD)
         norm_BxN = jax.nn.logsumexp(logits_BxNxV, axis=-1)
         # A token's logits are those of its parent; a first token's are the prompt's.
-        b_Bx1, parents_BxN_ = jnp.arange(len(tokens_BxN))[:, None], jnp.maximum(parents_BxN, 0)
-        after_BxN = logits_BxNxV[b_Bx1, parents_BxN_, tokens_BxN] - norm_BxN[b_Bx1, parents_BxN_]
+        b_Bx1, before_BxN = jnp.arange(len(tokens_BxN))[:, None], jnp.maximum(parents_BxN, 0)
+        after_BxN = logits_BxNxV[b_Bx1, before_BxN, tokens_BxN] - norm_BxN[b_Bx1, before_BxN]
         logp_BxN = jnp.where(parents_BxN < 0, jnp.take_along_axis(last_BxV, tokens_BxN, axis=-1), after_BxN)
         return logp_BxN, _end_logprob(logits_BxNxV, norm_BxN, stops_I), _end_logprob(last_BxV, jnp.zeros(()), stops_I)
 

@@ -69,7 +69,7 @@ class Scorer:
         sequences = [instance.tokens_T[:-1] for instance in instances]
         for rows, size, length in self._batches(sequences):
             members = [n for row in rows for tree in row for n in tree.members]
-            self._score(trees.plant(sequences, rows, length), size, instances, members, logp_N)
+            self._score(trees.plant(sequences, rows + [[]] * (size - len(rows)), length), instances, members, logp_N)
             advance(len(members))
         return logp_N.astype(np.float32)
 
@@ -79,14 +79,14 @@ class Scorer:
         A flash kernel skips what is between trees: its rows are filled. The reference does not: there a tree has a row for itself.
         """
         longest = max(map(len, sequences), default=0)
+        packed = max(flash.whole_blocks(longest), PACKED)
         if self.share:
             grown = trees.grow(sequences, most=max(longest, LARGEST_TREE))
             rows = [[tree] for tree in sorted(grown, key=lambda tree: -tree.size)]
         else:
-            rows = trees.pack(trees.grow(sequences, share=False), max(flash.whole_blocks(longest), PACKED))
+            rows = trees.pack(trees.grow(sequences, share=False), packed)
         while rows:
-            tokens = sum(tree.size for tree in rows[0])
-            length = bucket(tokens, parts=8) if self.share else max(flash.whole_blocks(longest), PACKED)
+            length = bucket(rows[0][0].size, parts=8) if self.share else packed
             size = self.batch_tokens // length
             while size // 2 >= len(rows):  # what is left needs no whole batch
                 size //= 2
@@ -94,8 +94,9 @@ class Scorer:
             yield rows[:size], size, length
             rows = rows[size:]
 
-    def _score(self, forest: Forest, size: int, instances: Sequence[Instance], members: Sequence[int], logp_N: np.ndarray) -> None:
+    def _score(self, forest: Forest, instances: Sequence[Instance], members: Sequence[int], logp_N: np.ndarray) -> None:
         """Adds the scores of the members, who stand in the rows of one call."""
+        size = len(forest.tokens_RxT)
         slots: list[list[int]] = [[] for _ in range(size)]
         labels: list[list[int]] = [[] for _ in range(size)]
         owners: list[list[int]] = [[] for _ in range(size)]
@@ -106,14 +107,13 @@ class Scorer:
             owners[row].extend([n] * (len(instance.tokens_T) - instance.target_start))
         width = bucket(max(map(len, slots)), smallest=8)
         slots_BxP, labels_BxP = pad_rows(slots, width, fill=-1)[0], pad_rows(labels, width)[0]
-        place_RxT = forest.ends_RxT if self.share else forest.segment_ids_RxT
-        arrays = (_filled(array, size) for array in (forest.tokens_RxT, forest.positions_RxT, place_RxT))
-        logp_BxP = self._run(*arrays, slots_BxP, labels_BxP)
+        place_BxT = forest.ends_RxT if self.share else forest.segment_ids_RxT
+        logp_BxP = self._run(forest.tokens_RxT, forest.positions_RxT, place_BxT, slots_BxP, labels_BxP)
         for b, of_row in enumerate(owners):
             np.add.at(logp_N, of_row, logp_BxP[b, : len(of_row)])
         self.tokens += sum(len(forest.paths[n]) for n in members)
         self.read += forest.nodes
-        self.computed += size * forest.tokens_RxT.shape[1]
+        self.computed += forest.tokens_RxT.size
 
     def _run(self, tokens_BxT, positions_BxT, place_BxT, slots_BxP, labels_BxP) -> np.ndarray:
         self.shapes.add(tokens_BxT.shape + slots_BxP.shape)
@@ -131,11 +131,6 @@ class Scorer:
             "padding": round(1 - self.read / max(self.computed, 1), 4),
             "compiles": len(self.shapes),
         }
-
-
-def _filled(rows_RxT: np.ndarray, size: int) -> np.ndarray:
-    """The rows, and empty ones up to `size`."""
-    return np.pad(rows_RxT, [(0, size - len(rows_RxT)), (0, 0)])
 
 
 def score_retrieval(scorer: Scorer, maker: InstanceMaker, retrieval: Sequence, folder: Path) -> dict:

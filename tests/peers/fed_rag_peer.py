@@ -8,7 +8,6 @@ The protocol is torch_peer.py's. `score` is its `compute_target_sequence_proba`,
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 
@@ -44,5 +43,4 @@ def embed(job: dict):
 KINDS = {"embed": embed, "score": score}
 
 if __name__ == "__main__":
-    with open(sys.argv[1]) as file:
-        serve(json.load(file), KINDS)
+    serve(sys.argv[1], KINDS)

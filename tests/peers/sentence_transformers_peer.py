@@ -5,7 +5,6 @@ PYTHON_WITH_SENTENCE_TRANSFORMERS tests/peers/sentence_transformers_peer.py job.
 
 from __future__ import annotations
 
-import json
 import sys
 
 import torch
@@ -22,5 +21,4 @@ def embed(job: dict):
 
 
 if __name__ == "__main__":
-    with open(sys.argv[1]) as file:
-        serve(json.load(file), {"embed": embed})
+    serve(sys.argv[1], {"embed": embed})

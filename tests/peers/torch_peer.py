@@ -22,7 +22,10 @@ from transformers.cache_utils import DynamicCache
 SETTINGS = {"attn_implementation": "sdpa", "local_files_only": True}
 
 
-def serve(job: dict, kinds: dict) -> None:
+def serve(path: str, kinds: dict) -> None:
+    """Does the work of the job in this file as often as stdin says."""
+    with open(path) as file:
+        job = json.load(file)
     torch.set_num_threads(job["threads"])
     run = kinds[job["kind"]](job)
     say({"ready": True, "torch": torch.__version__, "threads": torch.get_num_threads()})
@@ -310,5 +313,4 @@ def candidates(
 KINDS = {"embed": embed, "score": score, "lm_ft": lm_ft, "lsr_ft": lsr_ft, "generate": generate}
 
 if __name__ == "__main__":
-    with open(sys.argv[1]) as file:
-        serve(json.load(file), KINDS)
+    serve(sys.argv[1], KINDS)
