@@ -76,6 +76,7 @@ def _keep_stdout_for_answers() -> None:
 
 def run(main: Callable[[list[str]], int | None]) -> None:
     """Runs `main(positional arguments)`; errors of a person become one line on stderr and exit 2, failures one line and exit 1."""
+    processor.ask_for_large_pages()
     logging.set_verbosity(logging.FATAL)  # orbax and grain report every array at INFO, and every error in each of their threads
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     processor.prepare()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -48,7 +49,7 @@ def test_bits_change_no_answer(monkeypatch):
     ids, logp = decoded(graphdef, params)
     jax.clear_caches()
     with monkeypatch.context() as patch:
-        for module in ("radit_jax.models.lm", "radit_jax.inference.ensemble"):
+        for module in ("radit_jax.models.lm", "radit_jax.models.apart"):
             patch.setattr(f"{module}.as_bits", lambda x: x)
         plain_ids, plain_logp = decoded(graphdef, params)
     jax.clear_caches()
@@ -56,30 +57,48 @@ def test_bits_change_no_answer(monkeypatch):
     np.testing.assert_allclose(logp, plain_logp, rtol=1e-5)
 
 
+@pytest.mark.parametrize("windows", [(), (None, 3, None, 4, 3)])
+def test_layers_apart_say_what_the_stack_says(monkeypatch, windows):
+    graphdef, params = parts(dataclasses.replace(CONFIG, dtype="float32", param_dtype="float32", windows=windows))
+    ids, logp = decoded(graphdef, params)
+    jax.clear_caches()
+    with monkeypatch.context() as patch:
+        patch.setattr("radit_jax.inference.ensemble.for_cpu", lambda: False)
+        stacked_ids, stacked_logp = decoded(graphdef, params)
+    jax.clear_caches()
+    np.testing.assert_array_equal(ids, stacked_ids)
+    np.testing.assert_allclose(logp, stacked_logp, rtol=1e-5)
+
+
 def test_no_stack_of_layers_is_widened_and_no_cache_transposed():
     graphdef, params = parts()
     last, cache = ensemble.prefill(graphdef, params, TOKENS_BxKxT, LENGTHS_BxK, S)
     compiled = ensemble.decode_each.lower(graphdef, params, last, LENGTHS_BxK, cache, NEVER_I, S).compile().as_text()
     c = CONFIG
-    for shape in ((c.layers, c.width, c.mlp_width), (c.layers, c.mlp_width, c.width), (c.layers, K, B, T + S, c.kv_heads, c.head_dim)):
+    for shape in ((c.layers, c.width, c.mlp_width), (c.layers, c.mlp_width, c.width), (c.layers, K, B, c.kv_heads, T + S, c.head_dim)):
         assert f"[{','.join(map(str, shape))}]" in compiled  # the search below would find it
         assert f"f32[{','.join(map(str, shape))}]" not in compiled
-    cache_first = f"[{K},{c.layers},{B},{T + S},{c.kv_heads},{c.head_dim}]"
+    cache_first = f"[{K},{c.layers},{B},{c.kv_heads},{T + S},{c.head_dim}]"
     assert cache_first not in compiled
+    of_layer = rf"\w+\[{K},{B},{c.kv_heads},{T + S},{c.head_dim}\]"
+    assert re.search(of_layer, compiled)
+    name = re.search(r" while\(.*body=%?([\w.-]+)", compiled)[1]
+    body = re.search(rf"^%?{re.escape(name)} .*?^}}", compiled, re.MULTILINE | re.DOTALL)[0]
+    assert "dot" in body and not re.search(rf"= {of_layer}\S* copy\(", body)
 
 
 def test_append_writes_prompts_side_by_side_as_it_writes_each():
-    shape = (CONFIG.layers, K, B, T + S, CONFIG.kv_heads, CONFIG.head_dim)
+    shape = (CONFIG.layers, K, B, CONFIG.kv_heads, T + S, CONFIG.head_dim)
     k, v = (jnp.asarray(RNG.standard_normal(shape), jnp.bfloat16) for _ in range(2))
-    new = tuple(jnp.asarray(RNG.standard_normal(shape[:3] + (1,) + shape[4:]), jnp.bfloat16) for _ in range(2))
+    new = tuple(jnp.asarray(RNG.standard_normal(shape[:4] + (1,) + shape[5:]), jnp.bfloat16) for _ in range(2))
     positions, at = jnp.asarray(RNG.integers(0, 9, (K, B, T + S)), jnp.int32), jnp.int32(T)
     both = KVCache(k, v, positions, at).append(*new, positions[:, :, :1])
     for j in range(K):
         one = KVCache(k[:, j], v[:, j], positions[j], at).append(new[0][:, j], new[1][:, j], positions[j, :, :1])
-        np.testing.assert_array_equal(both.k_LxBxSxGxh[:, j], one.k_LxBxSxGxh)
-        np.testing.assert_array_equal(both.v_LxBxSxGxh[:, j], one.v_LxBxSxGxh)
+        np.testing.assert_array_equal(both.k_LxBxGxSxh[:, j], one.k_LxBxGxSxh)
+        np.testing.assert_array_equal(both.v_LxBxGxSxh[:, j], one.v_LxBxGxSxh)
         np.testing.assert_array_equal(both.positions_BxS[j], one.positions_BxS)
-        np.testing.assert_array_equal(one.k_LxBxSxGxh[:, :, T], new[0][:, j, :, 0])
+        np.testing.assert_array_equal(one.k_LxBxGxSxh[:, :, :, T], new[0][:, j, :, :, 0])
 
 
 def test_decoding_equals_one_pass_over_what_was_decoded():

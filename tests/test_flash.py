@@ -167,7 +167,7 @@ def test_prefill_of_prompts_side_by_side_equals_the_references():
         def one(read_BxT, lengths_B):
             hidden_BxTxD, cache = model.prefill(read_BxT, lengths_B, SHORT)
             real_BxT = cache.positions_BxS >= 0
-            last = [x[-1].reshape(2, SHORT, -1) for x in (cache.k_LxBxSxGxh, cache.v_LxBxSxGxh)]
+            last = [x[-1].swapaxes(1, 2).reshape(2, SHORT, -1) for x in (cache.k_LxBxGxSxh, cache.v_LxBxGxSxh)]
             return jnp.where(real_BxT[..., None], jnp.concatenate([hidden_BxTxD, *last], -1), 0)
 
         return {"hidden, keys, values": jax.vmap(one, in_axes=1)(read_BxKxT, lengths_BxK)}

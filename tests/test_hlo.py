@@ -149,8 +149,8 @@ def test_the_cache_of_the_ensemble_is_cut_by_rows_and_heads():
             executable.output_shardings,
         )
         decode = ensemble.decode_each.lower(graphdef, placed, last, lengths, cache, stops, 2).compile()
-    piece = (LAYERS, K, ROWS // data, T + 2, LM_CONFIG.kv_heads // model, LM_CONFIG.head_dim)
-    for kept in (cache.k_LxBxSxGxh, cache.v_LxBxSxGxh):
+    piece = (LAYERS, K, ROWS // data, LM_CONFIG.kv_heads // model, T + 2, LM_CONFIG.head_dim)
+    for kept in (cache.k_LxBxGxSxh, cache.v_LxBxGxSxh):
         assert kept.sharding.shard_shape(kept.shape) == piece
     assert last.sharding.shard_shape(last.shape)[:2] == (ROWS // data, K)
     states = K * ROWS // data * T * LM_CONFIG.width  # of all tokens that a device reads

@@ -167,7 +167,7 @@ def test_several_continuations_of_one_prefix_are_segments():
     for part, start in ((first, 0), (second, 3)):
         alone = jax.jit(lm.__call__)(jnp.concatenate([prefix, part], axis=1))[:, 5:]
         close(lm.logits(hidden[:, start : start + part.shape[1]]), alone)
-    assert k.shape == (3, 1, 6, 2, 4) and np.isfinite(hidden).all()
+    assert k.shape == (3, 1, 2, 6, 4) and np.isfinite(hidden).all()
 
 
 def test_attention_in_blocks_of_queries_is_attention(monkeypatch):

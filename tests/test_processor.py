@@ -73,3 +73,34 @@ print(*(found.count(f"/jax/compilation_cache/cache_{what}") for what in ("misses
     misses, hits = counts()
     assert misses > 0 == hits
     assert counts() == (0, misses)
+
+
+@pytest.mark.parametrize(
+    ("setting", "tunables", "expected"),
+    [
+        ("always [madvise] never", None, "glibc.malloc.hugetlb=1"),
+        ("always [madvise] never", "glibc.malloc.check=1", "glibc.malloc.check=1:glibc.malloc.hugetlb=1"),
+        ("always [madvise] never", "glibc.malloc.hugetlb=0", None),
+        ("[always] madvise never", None, None),
+        ("always madvise [never]", None, None),
+        (None, None, None),
+    ],
+)
+def test_a_program_starts_anew_once_where_large_pages_must_be_asked_for(monkeypatch, tmp_path, setting, tunables, expected):
+    path = tmp_path / "enabled"
+    if setting:
+        path.write_text(setting + "\n")
+    environment = {"GLIBC_TUNABLES": tunables} if tunables else {}
+    started = []
+    monkeypatch.setattr(os, "execve", lambda *call: started.append(call))
+    for _ in range(2):
+        processor.ask_for_large_pages(environment, path)
+    assert [(call[1][1:], call[2]["GLIBC_TUNABLES"]) for call in started] == ([(sys.orig_argv[1:], expected)] if expected else [])
+
+
+@pytest.mark.skipif("[madvise]" not in (processor.PAGES.read_text() if processor.PAGES.exists() else ""), reason="needs no asking here")
+def test_what_was_started_anew_is_the_same_process_with_the_same_arguments():
+    program = "import os, sys; from radit_jax import processor; processor.ask_for_large_pages(); print(os.getpid(), *sys.argv[1:])"
+    environment = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"} | {"PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen([sys.executable, "-c", program, "a b", "--c"], stdout=subprocess.PIPE, text=True, env=environment)
+    assert process.communicate()[0].split("\n")[0] == f"{process.pid} a b --c"

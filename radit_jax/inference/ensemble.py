@@ -25,9 +25,10 @@ from radit_jax.data import trees
 from radit_jax.data.instances import InstanceMaker, bucket, pad_rows
 from radit_jax.errors import InputError
 from radit_jax.models import flash
+from radit_jax.models.apart import ApartCache, ApartLM
 from radit_jax.models.attention import Segments, Trees
-from radit_jax.models.layers import as_bits, from_bits
-from radit_jax.models.lm import KVCache
+from radit_jax.models.layers import for_cpu
+from radit_jax.models.lm import LM, KVCache
 from radit_jax.types import PyTree
 
 LOOK = 3  # tokens of every answer that are read under all prompts before most are dropped
@@ -146,13 +147,16 @@ class Ensemble:
         found = [self._distinct(ids_KxS) for ids_KxS in ids_BxKxS]
         heard = zip(found, own_BxK, logw_BxK)
         said = [_Said(list(texts.values()), own_ids, own_K, logw_K) for (texts, _, own_ids), own_K, logw_K in heard]
-        for depth in (LOOK, self.max_new_tokens):
-            listed = [[ids[:depth] for ids in of.doubtful()] for of in said]
-            if not any(listed):
+        # The likeliest answer alone, before the others: after it most others are out of the question.
+        for depth, most in ((LOOK, None), (self.max_new_tokens, 1), (self.max_new_tokens, None)):
+            asked = [of.doubtful()[:most] for of in said]
+            if not any(asked):
                 break
-            logp_BxKxC = self._candidates(listed, last_BxKxV, lengths_BxK, cache, ends=depth == self.max_new_tokens)
-            for of, logp_KxC in zip(said, logp_BxKxC):
-                of.hear(logp_KxC)
+            whole = depth >= self.max_new_tokens
+            listed = [[of.answers[c][:depth] for c in of_question] for of, of_question in zip(said, asked)]
+            logp_BxKxC = self._candidates(listed, last_BxKxV, lengths_BxK, cache, ends=whole)
+            for of, of_question, logp_KxC in zip(said, asked, logp_BxKxC):
+                of.hear(of_question, logp_KxC, whole)
         for (texts, own, _), of, own_K in zip(found, said, own_BxK):
             best, logprob = of.best()
             yield Answer(list(texts)[best], logprob, tuple(own), tuple(map(float, own_K)))
@@ -231,26 +235,24 @@ class _Said:
         self.answers, self.logw_K = answers, logw_K
         self.known_KxC = np.asarray([[ids == own for ids in answers] for own in own_ids])
         self.upper_KxC = np.where(self.known_KxC, own_K[:, None], 0.0)
-        self.asked: list[int] = []
 
-    def doubtful(self) -> list[Sequence[int]]:
-        """The answers that may be the best and are not known under all prompts."""
+    def doubtful(self) -> list[int]:
+        """Which answers may be the best and are not known under all prompts, the likeliest first."""
         least = np.max(_mixed(np.where(self.known_KxC, self.upper_KxC, -np.inf), self.logw_K))
-        may_be_C = _mixed(self.upper_KxC, self.logw_K) >= least - ROUNDING
-        self.asked = np.flatnonzero(may_be_C & ~self.known_KxC.all(axis=0)).tolist()
-        return [self.answers[c] for c in self.asked]
+        most_C = _mixed(self.upper_KxC, self.logw_K)
+        may_be_C = (most_C >= least - ROUNDING) & ~self.known_KxC.all(axis=0)
+        return [int(c) for c in np.argsort(-most_C, kind="stable") if may_be_C[c]]
 
-    def hear(self, logp_KxC: np.ndarray) -> None:
-        """log p, or upper bounds of it, of the answers that were doubtful."""
-        for i, c in enumerate(self.asked):
+    def hear(self, asked: Sequence[int], logp_KxC: np.ndarray, whole: bool) -> None:
+        """log p of the answers that were asked about, or, if it is not of the whole answers, upper bounds of it."""
+        for i, c in enumerate(asked):
             self.upper_KxC[:, c] = np.where(self.known_KxC[:, c], self.upper_KxC[:, c], logp_KxC[:, i])
+            self.known_KxC[:, c] |= whole
 
     def best(self) -> tuple[int, float]:
-        """Which it is, and its log-probability. What was not asked about is below it by its upper bound."""
-        mixed_C = _mixed(self.upper_KxC, self.logw_K)
-        settled_C = self.known_KxC.all(axis=0)
-        settled_C[self.asked] = True
-        best = int(np.argmax(np.where(settled_C, mixed_C, -np.inf)))
+        """Which it is, and its log-probability. What is not known is below it by its upper bound."""
+        mixed_C = np.where(self.known_KxC.all(axis=0), _mixed(self.upper_KxC, self.logw_K), -np.inf)
+        best = int(np.argmax(mixed_C))
         return best, float(mixed_C[best])
 
 
@@ -271,7 +273,8 @@ def stop_tokens(tokenizer, vocab_size: int) -> np.ndarray:
 # The device functions. B is the batch of questions, K their prompts; the LM sees one prompt per row and `vmap` runs it over K (axis 1).
 
 # Where K is in a cache: after L, for a scan over layers would otherwise transpose the cache in every step; all prompts write the same slot.
-CACHE_K = KVCache(k_LxBxSxGxh=1, v_LxBxSxGxh=1, positions_BxS=0, next_slot=None)
+CACHE_K = KVCache(k_LxBxGxSxh=1, v_LxBxGxSxh=1, positions_BxS=0, next_slot=None)
+APART_K = ApartCache(k_BxGxSxh=0, v_BxGxSxh=0, positions_BxSx1=0, next_slot=None)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 4))
@@ -290,39 +293,41 @@ def prefill(graphdef: nnx.GraphDef, params: PyTree, tokens_BxKxT: jax.Array, len
 @functools.partial(jax.jit, static_argnums=(0, 6))
 def decode_each(graphdef, params, last_BxKxV, lengths_BxK, cache, stops_I, new_tokens: int):
     """Greedy decoding of every prompt on its own: (ids_BxKxS with −1 after the end, logp_BxK of the ids and their end)."""
-    lm = nnx.merge(graphdef, params)
-    return _decode(_step(lm), lambda logits_BxKxV: logits_BxKxV, last_BxKxV, lengths_BxK, cache, stops_I, new_tokens)
+    step, cache = _step(nnx.merge(graphdef, params), cache)
+    return _decode(step, lambda logits_BxKxV: logits_BxKxV, last_BxKxV, lengths_BxK, cache, stops_I, new_tokens)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 7))
 def decode_mixture(graphdef, params, last_BxKxV, lengths_BxK, cache, logw_BxK, stops_I, new_tokens: int):
     """Eq. 2 at every step: the k next-token distributions are mixed, one token is chosen, all k prompts read it: (ids_BxS, logp_B)."""
-    lm = nnx.merge(graphdef, params)
+    each, cache = _step(nnx.merge(graphdef, params), cache)
     k = lengths_BxK.shape[1]
 
     def mixed(logits_BxKxV):
         return jax.vmap(mix_logprobs)(jax.nn.log_softmax(logits_BxKxV), logw_BxK)[:, None]
 
     def step(token_Bx1, positions_BxK, cache):
-        return _step(lm)(jnp.repeat(token_Bx1, k, axis=1), positions_BxK, cache)
+        return each(jnp.repeat(token_Bx1, k, axis=1), positions_BxK, cache)
 
     ids_Bx1xS, logp_Bx1 = _decode(step, mixed, last_BxKxV, lengths_BxK, cache, stops_I, new_tokens)
     return ids_Bx1xS[:, 0], logp_Bx1[:, 0]
 
 
-def _step(lm: nnx.Module) -> Callable:
-    """(token_BxK, positions_BxK, cache) → (logits_BxKxV, cache): one more token in every row."""
+def _step(lm: LM, cache: KVCache) -> tuple[Callable, PyTree]:
+    """(token_BxK, positions_BxK, cache) → (logits_BxKxV, cache): one more token in every row; and the cache in the form that it takes."""
+    if for_cpu():
+        return jax.vmap(ApartLM(lm).decode_step, in_axes=(1, 1, APART_K), out_axes=(1, APART_K)), ApartCache.of(cache)
 
     def one(token_B, positions_B, cache):
         hidden_Bx1xD, k, v = lm.extend(token_B[:, None], positions_B[:, None], Segments(jnp.ones_like(token_B)[:, None]), cache)
         return lm.logits(hidden_Bx1xD[:, 0]), k, v
 
     def step(token_BxK, positions_BxK, cache):
-        logits_BxKxV, k, v = jax.vmap(one, in_axes=(1, 1, CACHE_K), out_axes=1)(token_BxK, positions_BxK, cache)
+        logits_BxKxV, k, v = jax.vmap(one, in_axes=(1, 1, CACHE_K), out_axes=(1, 1, 1))(token_BxK, positions_BxK, cache)
         # The write stands outside: vmap's rule for it would transpose the whole cache and back.
         return logits_BxKxV, cache.append(k, v, positions_BxK.T[..., None])
 
-    return step
+    return step, cache
 
 
 def _decode(step, answers, last_BxKxV, lengths_BxK, cache, stops_I, new_tokens: int):
@@ -350,13 +355,12 @@ def _decode(step, answers, last_BxKxV, lengths_BxK, cache, stops_I, new_tokens: 
         total_BxR = total_BxR + jnp.where(done_BxR, 0.0, logp_BxR)
         done_BxR = done_BxR | stops_BxR
         ids_BxRxS = ids_BxRxS.at[:, :, s].set(jnp.where(done_BxR, -1, token_BxR))
-        logits_BxKxV, cache = step(token_BxR, lengths_BxK + s, jax.tree.map(from_bits, cache))
-        return s + 1, choose(logits_BxKxV), done_BxR, total_BxR, ids_BxRxS, jax.tree.map(as_bits, cache)
+        logits_BxKxV, cache = step(token_BxR, lengths_BxK + s, cache)
+        return s + 1, choose(logits_BxKxV), done_BxR, total_BxR, ids_BxRxS, cache
 
     chosen = choose(last_BxKxV)
     rows = chosen[0].shape
-    bits = jax.tree.map(as_bits, cache)  # written and sliced in every step
-    carry = (jnp.int32(0), chosen, jnp.zeros(rows, bool), jnp.zeros(rows), jnp.full((*rows, new_tokens), -1, jnp.int32), bits)
+    carry = (jnp.int32(0), chosen, jnp.zeros(rows, bool), jnp.zeros(rows), jnp.full((*rows, new_tokens), -1, jnp.int32), cache)
     _, (_, _, end_BxR, _), done_BxR, total_BxR, ids_BxRxS, _ = jax.lax.while_loop(running, body, carry)
     return ids_BxRxS, total_BxR + jnp.where(done_BxR, 0.0, end_BxR)
 
@@ -368,22 +372,22 @@ def score_nodes(graphdef, params, last_BxKxV, lengths_BxK, cache, tokens_BxN, de
     Returns log p of each token after those before it (B, K, N), of the end after each token (B, K, N), and of the end at once (B, K).
     """
     lm = nnx.merge(graphdef, params)
+    vocabulary = lm.vocabulary()
 
     def read(lengths_B, cache):
         return lm.extend(tokens_BxN, lengths_B[:, None] + depths_BxN, Trees(ends_BxN), cache)[0]
 
     def one(args):
         last_BxV, hidden_BxNxD = args
-        logits_BxNxV = lm.logits(hidden_BxNxD)
-        norm_BxN = jax.nn.logsumexp(logits_BxNxV, axis=-1)
+        norm_BxN = vocabulary.normalizers(hidden_BxNxD)
         # A token's logits are those of its parent; a first token's are the prompt's.
         b_Bx1, before_BxN = jnp.arange(len(tokens_BxN))[:, None], jnp.maximum(parents_BxN, 0)
-        after_BxN = logits_BxNxV[b_Bx1, before_BxN, tokens_BxN] - norm_BxN[b_Bx1, before_BxN]
+        after_BxN = vocabulary.token_logits(hidden_BxNxD[b_Bx1, before_BxN], tokens_BxN) - norm_BxN[b_Bx1, before_BxN]
         logp_BxN = jnp.where(parents_BxN < 0, jnp.take_along_axis(last_BxV, tokens_BxN, axis=-1), after_BxN)
-        return logp_BxN, _end_logprob(logits_BxNxV, norm_BxN, stops_I), _end_logprob(last_BxV, jnp.zeros(()), stops_I)
+        end_BxN = jax.nn.logsumexp(vocabulary.of(stops_I).logits(hidden_BxNxD), axis=-1) - norm_BxN
+        return logp_BxN, end_BxN, _end_logprob(last_BxV, jnp.zeros(()), stops_I)
 
     hidden_KxBxNxD = jax.vmap(read, in_axes=(1, CACHE_K))(lengths_BxK, cache)
-    # `map`, not vmap: the logits of one prompt at a time, for a (K, B, N, V) array would be gigabytes.
     found = jax.lax.map(one, (jnp.swapaxes(last_BxKxV, 0, 1), hidden_KxBxNxD))
     return tuple(jnp.swapaxes(part, 0, 1) for part in found)
 

@@ -20,7 +20,6 @@ from radit_jax.data.trees import Forest, Tree
 from radit_jax.errors import InputError
 from radit_jax.models import flash
 from radit_jax.models.attention import Segments, Trees
-from radit_jax.training.losses import token_logprobs
 from radit_jax.types import Instance, PyTree
 
 SHARD = 200  # examples scored between two writes: what a kill can lose
@@ -35,15 +34,20 @@ def target_logprobs(
     tokens_BxT: jax.Array,
     positions_BxT: jax.Array,
     rows: Segments | Trees,
-    slots_BxP: jax.Array,
-    labels_BxP: jax.Array,
+    slots_MxP: jax.Array,
+    labels_MxP: jax.Array,
 ) -> jax.Array:
-    """log p(label) at every slot, (B, P) float32 nats. A slot is the token *before* its label; −1 marks an unused one, which gets 0."""
+    """log p(label) at every slot, (M, P) float32 nats, of the M equal parts that the rows are spread in.
+
+    A slot is the token *before* its label, an index into the tokens of all rows of its part; −1 marks an unused one, which gets 0.
+    """
     lm = nnx.merge(graphdef, params)
     hidden_BxTxD = lm.read(tokens_BxT, positions_BxT, rows)
-    hidden_BxPxD = jnp.take_along_axis(hidden_BxTxD, jnp.maximum(slots_BxP, 0)[..., None], axis=1)
-    logp_BxP = token_logprobs(lm.logits(hidden_BxPxD), labels_BxP)
-    return jnp.where(slots_BxP >= 0, logp_BxP, 0.0)
+    hidden_MxTxD = hidden_BxTxD.reshape(len(slots_MxP), -1, hidden_BxTxD.shape[-1])
+    hidden_MxPxD = jnp.take_along_axis(hidden_MxTxD, jnp.maximum(slots_MxP, 0)[..., None], axis=1)
+    vocabulary = lm.vocabulary()
+    logp_MxP = vocabulary.token_logits(hidden_MxPxD, labels_MxP) - vocabulary.normalizers(hidden_MxPxD)
+    return jnp.where(slots_MxP >= 0, logp_MxP, 0.0)
 
 
 class Scorer:
@@ -96,28 +100,30 @@ class Scorer:
 
     def _score(self, forest: Forest, instances: Sequence[Instance], members: Sequence[int], logp_N: np.ndarray) -> None:
         """Adds the scores of the members, who stand in the rows of one call."""
-        size = len(forest.tokens_RxT)
-        slots: list[list[int]] = [[] for _ in range(size)]
-        labels: list[list[int]] = [[] for _ in range(size)]
-        owners: list[list[int]] = [[] for _ in range(size)]
+        size, length = forest.tokens_RxT.shape
+        parts = self.mesh.shape[sharding.DATA]  # each device's rows
+        slots: list[list[int]] = [[] for _ in range(parts)]
+        labels: list[list[int]] = [[] for _ in range(parts)]
+        owners: list[list[int]] = [[] for _ in range(parts)]
         for n in members:
-            instance, row = instances[n], forest.row_N[n]
-            slots[row].extend(forest.paths[n][instance.target_start - 1 :])
-            labels[row].extend(instance.tokens_T[instance.target_start :])
-            owners[row].extend([n] * (len(instance.tokens_T) - instance.target_start))
+            instance = instances[n]
+            part, row = divmod(int(forest.row_N[n]), size // parts)
+            slots[part].extend(row * length + forest.paths[n][instance.target_start - 1 :])
+            labels[part].extend(instance.tokens_T[instance.target_start :])
+            owners[part].extend([n] * (len(instance.tokens_T) - instance.target_start))
         width = bucket(max(map(len, slots)), smallest=8)
-        slots_BxP, labels_BxP = pad_rows(slots, width, fill=-1)[0], pad_rows(labels, width)[0]
+        slots_MxP, labels_MxP = pad_rows(slots, width, fill=-1)[0], pad_rows(labels, width)[0]
         place_BxT = forest.ends_RxT if self.share else forest.segment_ids_RxT
-        logp_BxP = self._run(forest.tokens_RxT, forest.positions_RxT, place_BxT, slots_BxP, labels_BxP)
-        for b, of_row in enumerate(owners):
-            np.add.at(logp_N, of_row, logp_BxP[b, : len(of_row)])
+        logp_MxP = self._run(forest.tokens_RxT, forest.positions_RxT, place_BxT, slots_MxP, labels_MxP)
+        for of_part, logp_P in zip(owners, logp_MxP):
+            np.add.at(logp_N, of_part, logp_P[: len(of_part)])
         self.tokens += sum(len(forest.paths[n]) for n in members)
         self.read += forest.nodes
         self.computed += forest.tokens_RxT.size
 
-    def _run(self, tokens_BxT, positions_BxT, place_BxT, slots_BxP, labels_BxP) -> np.ndarray:
-        self.shapes.add(tokens_BxT.shape + slots_BxP.shape)
-        arrays = (tokens_BxT, positions_BxT, place_BxT, slots_BxP, labels_BxP)
+    def _run(self, tokens_BxT, positions_BxT, place_BxT, slots_MxP, labels_MxP) -> np.ndarray:
+        self.shapes.add(tokens_BxT.shape + slots_MxP.shape)
+        arrays = (tokens_BxT, positions_BxT, place_BxT, slots_MxP, labels_MxP)
         tokens, positions, place, slots, labels = (sharding.put_rows(self.mesh, array) for array in arrays)
         with jax.set_mesh(self.mesh):
             rows = Trees(place) if self.share else Segments(place)

@@ -133,7 +133,7 @@ class Attention(nnx.Module):
     def __call__(
         self, x_BxTxD: jax.Array, rope: tuple[jax.Array, jax.Array], read: Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Returns the output (B, T, D) and the new keys and values (B, T, G, h).
+        """Returns the output (B, T, D) and the new keys and values (B, G, T, h).
 
         `read` is the attention itself: of q (B, G, R, T, h) and the new k, v (B, G, T, h), who sees whom being its own matter.
         """
@@ -146,4 +146,4 @@ class Attention(nnx.Module):
         q, k = rotate(q, *rope), rotate(k, *rope)
         out = read(q.reshape(B, k.shape[1], -1, T, self.head_dim), k, v)
         out_BxTxHxh = out.reshape(q.shape).swapaxes(1, 2)
-        return self.o(out_BxTxHxh.reshape(B, T, -1)), k.swapaxes(1, 2), v.swapaxes(1, 2)
+        return self.o(out_BxTxHxh.reshape(B, T, -1)), k, v

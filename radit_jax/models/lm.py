@@ -23,13 +23,13 @@ from radit_jax.models.layers import (
     RMSNorm,
     RopeScaling,
     as_bits,
-    dot,
     for_cpu,
     from_bits,
     rope_frequencies,
     rope_tables,
     rows_apart,
 )
+from radit_jax.models.vocabulary import Head
 
 # What the backward pass keeps from the forward pass of a layer, and so what it computes twice.
 REMAT = {
@@ -81,14 +81,14 @@ class LmConfig:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class KVCache:
-    """Keys and values of the tokens read so far. Rows share the slot index; what a slot means is its position, -1 = empty."""
+    """Keys and values of the tokens read so far, heads first. Rows share the slot index; what a slot means is its position, -1 = empty."""
 
-    k_LxBxSxGxh: jax.Array
-    v_LxBxSxGxh: jax.Array
+    k_LxBxGxSxh: jax.Array
+    v_LxBxGxSxh: jax.Array
     positions_BxS: jax.Array  # int32
     next_slot: jax.Array  # int32 scalar: where the next token of every row goes
 
-    def append(self, k_LxBxTxGxh: jax.Array, v_LxBxTxGxh: jax.Array, positions_BxT: jax.Array) -> KVCache:
+    def append(self, k_LxBxGxTxh: jax.Array, v_LxBxGxTxh: jax.Array, positions_BxT: jax.Array) -> KVCache:
         """Writes T new tokens at `next_slot`. Past the capacity the last slots are overwritten: make it large enough.
 
         Any axes more (of prompts side by side) stand before the named ones or after L, alike in the cache and in what is written.
@@ -99,8 +99,8 @@ class KVCache:
             return from_bits(bits)
 
         return KVCache(
-            write(self.k_LxBxSxGxh, k_LxBxTxGxh, -3),
-            write(self.v_LxBxSxGxh, v_LxBxTxGxh, -3),
+            write(self.k_LxBxGxSxh, k_LxBxGxTxh, -2),
+            write(self.v_LxBxGxSxh, v_LxBxGxTxh, -2),
             write(self.positions_BxS, positions_BxT, -1),
             self.next_slot + positions_BxT.shape[-1],
         )
@@ -160,12 +160,12 @@ class LM(nnx.Module):
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Logits (..., V) float32 of hidden states (..., D): separate, because losses and scores need them at few positions."""
         with jax.named_scope("logits"):
-            kernel, transposed = self.output_kernel()
-            return dot(hidden, kernel, self.config.dtype, transposed=transposed)
+            return self.vocabulary().logits(hidden)
 
-    def output_kernel(self) -> tuple[jax.Array, bool]:
-        """What makes logits of hidden states: (D, V), or the embedding (V, D) and True."""
-        return (self.embed.embedding[...], True) if self.head is None else (self.head.kernel[...], False)
+    def vocabulary(self) -> Head:
+        """What makes logits of hidden states: the head, or the embedding where they are tied."""
+        kernel = self.embed.embedding if self.head is None else self.head.kernel
+        return Head(kernel[...], self.head is None, self.config.dtype)
 
     def prefill(self, tokens_BxT: jax.Array, lengths_B: jax.Array, capacity: int) -> tuple[jax.Array, KVCache]:
         """Reads right-padded prompts into a new cache with room for `capacity` slots, of which T are taken."""
@@ -176,7 +176,7 @@ class LM(nnx.Module):
         read_BxT = positions_BxT < lengths_B[:, None]
         rows = Segments(read_BxT.astype(jnp.int32))
         hidden, k, v = self._forward(tokens_BxT, positions_BxT, rows, None, collect=True)
-        room = [(0, 0), (0, 0), (0, capacity - T), (0, 0), (0, 0)]
+        room = [(0, 0), (0, 0), (0, 0), (0, capacity - T), (0, 0)]
         slots_BxS = jnp.pad(jnp.where(read_BxT, positions_BxT, -1), [(0, 0), (0, capacity - T)], constant_values=-1)
         return hidden, KVCache(jnp.pad(k, room), jnp.pad(v, room), slots_BxS, jnp.int32(T))
 
@@ -196,7 +196,7 @@ class LM(nnx.Module):
         return self.logits(hidden[:, 0]), cache.append(k, v, positions)
 
     def _forward(self, tokens_BxT, positions_BxT, rows: Segments | Trees, cache, *, collect: bool):
-        """The one forward pass. Keys and values of the new tokens (L, B, T, G, h) are returned only if `collect`."""
+        """The one forward pass. Keys and values of the new tokens (L, B, G, T, h) are returned only if `collect`."""
         c = self.config
         rope = rope_tables(positions_BxT, rope_frequencies(c.head_dim, c.rope_theta, c.rope_scaling))
         kernel = flash.reader(c, rows.ids_BxT) if cache is None and isinstance(rows, Segments) else None
@@ -212,10 +212,8 @@ class LM(nnx.Module):
         sliced, whole = (as_bits, from_bits) if collect else (lambda x: x, lambda x: x)
 
         def layer(x_BxTxD, inputs):
-            params, window, k_BxSxGxh, v_BxSxGxh = inputs
-            past = []
-            if cache is not None:
-                past = [Keys(whole(k_BxSxGxh.swapaxes(1, 2)), whole(v_BxSxGxh.swapaxes(1, 2)), past_BxTxS)]
+            params, window, k_BxGxSxh, v_BxGxSxh = inputs
+            past = [] if cache is None else [Keys(whole(k_BxGxSxh), whole(v_BxGxSxh), past_BxTxS)]
 
             def read(q_BxGxRxTxh, k_BxGxTxh, v_BxGxTxh):
                 own = Keys(k_BxGxTxh, v_BxGxTxh, own_BxTxT)
@@ -230,7 +228,7 @@ class LM(nnx.Module):
             # Inside a scan the compiler cannot undo the rematerialisation, so its costly guard is left out.
             layer = jax.checkpoint(layer, policy=REMAT[c.remat], prevent_cse=False)
         windows_L = jnp.asarray([FAR if w is None else w for w in c.windows or (None,) * c.layers], jnp.int32)
-        past_k, past_v = (None, None) if cache is None else (cache.k_LxBxSxGxh, cache.v_LxBxSxGxh)
+        past_k, past_v = (None, None) if cache is None else (cache.k_LxBxGxSxh, cache.v_LxBxGxSxh)
         inputs = jax.tree.map(sliced, (stacked, windows_L, past_k, past_v))
         x_BxTxD, (k, v) = jax.lax.scan(layer, rows_apart(self.embed(tokens_BxT)), inputs)
         return self.final_norm(x_BxTxD), k, v

@@ -107,7 +107,9 @@ def scoring(c: ConfigDict, mesh: Mesh, settings: Settings) -> Program:
     graphdef, params = _placed(abstract_lm(config), mesh, sharding.LM_RULES)
     # A kernel reads rows of several instances, the reference rows of instances that share their beginning.
     rows = (Trees if config.attention == flash.REFERENCE else Segments)(ints(B, T))
-    arguments = (graphdef, params, ints(B, T), ints(B, T), rows, ints(B, TARGET), ints(B, TARGET))
+    parts = mesh.shape[DATA]
+    slots = ints(parts, B // parts * TARGET)
+    arguments = (graphdef, params, ints(B, T), ints(B, T), rows, slots, slots)
     return Program("score", mesh, score.target_logprobs, arguments, B * T, "tokens", note=_attention(config))
 
 
@@ -140,7 +142,7 @@ def decode(c: ConfigDict, mesh: Mesh, settings: Settings) -> Program:
     new = c.evaluate.max_new_tokens
     last, cache = prefill(c, mesh, settings).trace().out_info
     rows, heads = _data(mesh, B), _axis(mesh, MODEL, config.kv_heads)
-    by_rank = {6: P(None, None, rows, None, heads), 3: P(None, rows), 0: P()}  # keys and values (L, K, B, S, G, h), positions (K, B, S)
+    by_rank = {6: P(None, None, rows, heads), 3: P(None, rows), 0: P()}  # keys and values (L, K, B, G, S, h), positions (K, B, S)
     cache = jax.tree.map(lambda x: _put(mesh, x, by_rank[x.ndim]), cache)
     stops = jax.ShapeDtypeStruct((STOPS,), jnp.int32, sharding=sharding.replicated(mesh))
     last = _put(mesh, last, P(rows, None, _axis(mesh, MODEL, config.vocab_size)))

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
 from radit_jax.models.layers import contract
-from radit_jax.sharding import DATA
+from radit_jax.models.vocabulary import Head, in_blocks
 
-BLOCK_LOGITS = 1 << 22  # logits that a device holds at once
 NEGATIVE = -1e30  # stands for log 0 where -inf would make 0 · inf = nan in a gradient
 
 
@@ -44,47 +42,33 @@ def output_nll(logits_BxPxV: jax.Array, labels_BxP: jax.Array, weights_BxP: jax.
     return jnp.sum(weights_BxP * -token_logprobs(logits_BxPxV, labels_BxP))
 
 
-def blocked_nll(
-    hidden_BxPxD: jax.Array, kernel: jax.Array, labels_BxP: jax.Array, weights_BxP: jax.Array, *, dtype: str, transposed: bool
-) -> jax.Array:
-    """`output_nll` of the logits hidden @ kernel, kernel (D, V) or (V, D) if `transposed`, without all of them ever being there.
+def blocked_nll(hidden_BxPxD: jax.Array, head: Head, labels_BxP: jax.Array, weights_BxP: jax.Array) -> jax.Array:
+    """`output_nll` of the head's logits, without all of them ever being there.
 
     Slots are gone through in blocks; a block in which no slot has weight is passed by: rows have room for more output tokens than they
     hold. The gradients are made on the way forward, while a block's logits are at hand.
     """
-    B, P, _ = hidden_BxPxD.shape
-    rows = max(B // jax.sharding.get_abstract_mesh().shape.get(DATA, 1), 1)  # on each device
-    V = kernel.shape[0 if transposed else 1]
-    block = min(P, max(BLOCK_LOGITS // (rows * V) // 8 * 8, 8))
-    room = -P % block
-    return _blocked(
-        jnp.pad(hidden_BxPxD, [(0, 0), (0, room), (0, 0)]),
-        kernel,
-        jnp.pad(labels_BxP, [(0, 0), (0, room)]),
-        jnp.pad(weights_BxP, [(0, 0), (0, room)]),
-        block,
-        dtype,
-        transposed,
-    )
+    return _blocked(hidden_BxPxD, head, labels_BxP, weights_BxP)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
-def _blocked(hidden_BxPxD, kernel, labels_BxP, weights_BxP, block: int, dtype: str, transposed: bool) -> jax.Array:
-    return _blocked_forward(hidden_BxPxD, kernel, labels_BxP, weights_BxP, block, dtype, transposed)[0]
+@jax.custom_vjp
+def _blocked(hidden_BxPxD, head: Head, labels_BxP, weights_BxP) -> jax.Array:
+    return _blocked_forward(hidden_BxPxD, head, labels_BxP, weights_BxP)[0]
 
 
-def _blocked_forward(hidden_BxPxD, kernel, labels_BxP, weights_BxP, block: int, dtype: str, transposed: bool):
-    letters = "vd" if transposed else "dv"
+def _blocked_forward(hidden_BxPxD, head: Head, labels_BxP, weights_BxP):
+    kernel, letters, dtype = head.kernel, head.letters, head.dtype
 
     def gone_through(carry, hidden_Bxpx, labels_Bxp, weights_Bxp):
         total, kernel_bar = carry
-        logits_BxpxV = contract(f"bpd,{letters}->bpv", hidden_Bxpx, kernel, dtype)
-        total += output_nll(logits_BxpxV, labels_Bxp, weights_Bxp)
-        one_BxpxV = jnp.arange(logits_BxpxV.shape[-1])[None, None] == labels_Bxp[..., None]
-        logits_bar = weights_Bxp[..., None] * (jax.nn.softmax(logits_BxpxV) - one_BxpxV)
-        hidden_bar = contract(f"bpv,{letters}->bpd", logits_bar, kernel, dtype)
-        operands = (logits_bar, hidden_Bxpx) if transposed else (hidden_Bxpx, logits_bar)
-        kernel_bar += contract(f"{'bpv,bpd' if transposed else 'bpd,bpv'}->{letters}", *operands, dtype)
+        logits_VxBxp = head.logits_in_front(hidden_Bxpx)
+        norm_Bxp = jax.nn.logsumexp(logits_VxBxp, axis=0)
+        total += jnp.sum(weights_Bxp * (norm_Bxp - head.token_logits(hidden_Bxpx, labels_Bxp)))
+        one_VxBxp = jnp.arange(head.vocab_size)[:, None, None] == labels_Bxp[None]
+        logits_bar = weights_Bxp[None] * (jnp.exp(logits_VxBxp - norm_Bxp[None]) - one_VxBxp)
+        hidden_bar = contract(f"vbp,{letters}->bpd", logits_bar, kernel, dtype)
+        operands = (logits_bar, hidden_Bxpx) if head.transposed else (hidden_Bxpx, logits_bar)
+        kernel_bar += contract(f"{'vbp,bpd' if head.transposed else 'bpd,vbp'}->{letters}", *operands, dtype)
         return (total, kernel_bar), hidden_bar
 
     def body(carry, of_block):
@@ -92,24 +76,19 @@ def _blocked_forward(hidden_BxPxD, kernel, labels_BxP, weights_BxP, block: int, 
             jnp.any(of_block[2] > 0), gone_through, lambda carry, hidden, *_: (carry, jnp.zeros(hidden.shape)), carry, *of_block
         )
 
-    blocks = [_in_blocks(array, block) for array in (hidden_BxPxD, labels_BxP, weights_BxP)]
+    B, P, D = hidden_BxPxD.shape
+    blocks = [in_blocks(array, head.block(B, P)) for array in (hidden_BxPxD, labels_BxP, weights_BxP)]
     zero = (jnp.zeros(()), jnp.zeros(kernel.shape))
     (total, kernel_bar), hidden_bars = jax.lax.scan(body, zero, tuple(blocks))
-    return total, (jnp.moveaxis(hidden_bars, 0, 1).reshape(hidden_BxPxD.shape).astype(hidden_BxPxD.dtype), kernel_bar.astype(kernel.dtype))
+    hidden_bar = jnp.moveaxis(hidden_bars, 0, 1).reshape(B, -1, D)[:, :P]
+    return total, (hidden_bar.astype(hidden_BxPxD.dtype), dataclasses.replace(head, kernel=kernel_bar.astype(kernel.dtype)))
 
 
-def _blocked_backward(block, dtype, transposed, bars, cotangent):
-    hidden_bar, kernel_bar = bars
-    return hidden_bar * cotangent.astype(hidden_bar.dtype), kernel_bar * cotangent.astype(kernel_bar.dtype), None, None
+def _blocked_backward(bars, cotangent):
+    return (*jax.tree.map(lambda bar: bar * cotangent.astype(bar.dtype), bars), None, None)
 
 
 _blocked.defvjp(_blocked_forward, _blocked_backward)
-
-
-def _in_blocks(array_BxPx: jax.Array, block: int) -> jax.Array:
-    """(B, P, …) → (P / block, B, block, …)."""
-    B, P, *rest = array_BxPx.shape
-    return jnp.moveaxis(array_BxPx.reshape(B, P // block, block, *rest), 1, 0)
 
 
 def token_logprobs(logits_xV: jax.Array, labels_x: jax.Array) -> jax.Array:

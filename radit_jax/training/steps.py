@@ -50,9 +50,7 @@ def lm_step(graphdef: nnx.GraphDef, tx: optax.GradientTransformation, state: Tra
         hidden_BxTxD = lm.hidden(micro.tokens_BxT, micro.positions_BxT, micro.segment_ids_BxT)
         # Logits only where the next token is an output token: the head is a fifth of a small LM's arithmetic.
         hidden_BxPxD = jnp.take_along_axis(hidden_BxTxD, micro.slots_BxP[..., None], axis=1)
-        kernel, transposed = lm.output_kernel()
-        dtype = lm.config.dtype
-        return losses.blocked_nll(hidden_BxPxD, kernel, micro.labels_BxP, micro.weights_BxP, dtype=dtype, transposed=transposed)
+        return losses.blocked_nll(hidden_BxPxD, lm.vocabulary(), micro.labels_BxP, micro.weights_BxP)
 
     total, grads = _accumulate(nll, state.params, batch)
     outputs = jnp.sum(batch.weights_BxP)

@@ -1,0 +1,87 @@
+"""An LM with its layers apart, for one more token in every row, again and again, on a CPU.
+
+There a slice of stacked weights is a copy of them, which for a few rows takes longer than their products, and a stacked cache that is read
+and written in one step is copied whole. Apart, weights are read where they lie, and each layer writes its keys into its own array before it
+looks at them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from radit_jax.models.attention import FAR, Keys, attend, distances
+from radit_jax.models.layers import as_bits, from_bits, rope_frequencies, rope_tables
+from radit_jax.models.lm import LM, KVCache
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class ApartCache:
+    """A KVCache with an array for each layer."""
+
+    k_BxGxSxh: tuple[jax.Array, ...]
+    v_BxGxSxh: tuple[jax.Array, ...]
+    positions_BxSx1: jax.Array
+    next_slot: jax.Array
+
+    @classmethod
+    def of(cls, cache: KVCache) -> ApartCache:
+        """A copy. Any axes between L and B stay in front."""
+        k, v = map(_layers, (cache.k_LxBxGxSxh, cache.v_LxBxGxSxh))
+        return cls(k, v, cache.positions_BxS[..., None], cache.next_slot)
+
+
+class ApartLM:
+    """`LM.decode_step`, over a cache that is apart. Holds a copy of the layers' weights: to be made outside of the loop that it is for."""
+
+    def __init__(self, lm: LM):
+        self.lm = lm
+        graphdef, stacked = nnx.split(lm.blocks)
+        leaves, treedef = jax.tree.flatten(stacked)
+        self.blocks = [nnx.merge(graphdef, treedef.unflatten(layer)) for layer in zip(*map(_layers, leaves))]
+
+    def decode_step(self, tokens_B: jax.Array, positions_B: jax.Array, cache: ApartCache) -> tuple[jax.Array, ApartCache]:
+        """Logits (B, V) after one more token in every row, and the cache with it."""
+        c, slot = self.lm.config, cache.next_slot
+        positions_Bx1 = positions_B[:, None]
+        rope = rope_tables(positions_Bx1, rope_frequencies(c.head_dim, c.rope_theta, c.rope_scaling))
+        positions_BxSx1 = write(cache.positions_BxSx1, positions_B[:, None, None], slot)
+        positions_BxS = positions_BxSx1[..., 0]
+        distance_Bx1xS = distances(positions_Bx1, positions_BxS, positions_BxS[:, None] >= 0)
+        k, v = [], []
+
+        def reader(past_k_BxGxSxh, past_v_BxGxSxh, window: int | None):
+            def read(q_BxGxRx1xh, k_BxGx1xh, v_BxGx1xh):
+                k.append(write(past_k_BxGxSxh, k_BxGx1xh, slot))
+                v.append(write(past_v_BxGxSxh, v_BxGx1xh, slot))
+                reach = jnp.int32(FAR if window is None else window)
+                return attend(q_BxGxRx1xh, [Keys(k[-1], v[-1], distance_Bx1xS)], reach, c.dtype)
+
+            return read
+
+        x_Bx1xD = self.lm.embed(tokens_B[:, None])
+        for block, *of_layer in zip(self.blocks, cache.k_BxGxSxh, cache.v_BxGxSxh, c.windows or (None,) * c.layers):
+            x_Bx1xD, _, _ = block(x_Bx1xD, rope, reader(*of_layer))
+        hidden_BxD = self.lm.final_norm(x_Bx1xD)[:, 0]
+        return self.lm.logits(hidden_BxD), ApartCache(tuple(k), tuple(v), positions_BxSx1, slot + 1)
+
+
+@jax.custom_batching.custom_vmap
+def write(old_xSxh: jax.Array, new_xTxh: jax.Array, slot: jax.Array) -> jax.Array:
+    """`new` in the place of what is at `slot` and after it."""
+    return jax.lax.dynamic_update_slice_in_dim(old_xSxh, new_xTxh, slot, -2)
+
+
+@write.def_vmap
+def _write_side_by_side(size, batched, old, new, slot):
+    # All write the same slot: one write with an axis more. vmap's own rule, for slots that differ, is a scatter.
+    return write(*(x if is_batched else jnp.broadcast_to(x, (size, *x.shape)) for x, is_batched in zip((old, new), batched)), slot), True
+
+
+def _layers(stacked: jax.Array) -> tuple[jax.Array, ...]:
+    bits = as_bits(stacked)
+    return tuple(from_bits(bits[n]) for n in range(len(bits)))

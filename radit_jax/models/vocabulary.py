@@ -1,0 +1,70 @@
+"""The LM's last map, from hidden states to the vocabulary: logits, and what is wanted of them without all of them ever being there.
+
+Over many positions the logits have V in front: XLA's CPU code makes (V, P) three times as fast as (P, V), whose rows are long and few.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from radit_jax.models.layers import contract, dot
+from radit_jax.sharding import DATA
+
+BLOCK_LOGITS = 1 << 22  # logits that a device holds at once
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Head:
+    """logits = hidden @ kernel, in `dtype` with float32 sums; a pytree of its kernel."""
+
+    kernel: jax.Array  # (D, V), or the embedding (V, D) if `transposed`
+    transposed: bool = dataclasses.field(metadata={"static": True})
+    dtype: str = dataclasses.field(metadata={"static": True})
+
+    @property
+    def letters(self) -> str:
+        return "vd" if self.transposed else "dv"
+
+    @property
+    def vocab_size(self) -> int:
+        return self.kernel.shape[self.letters.index("v")]
+
+    def of(self, tokens_I: jax.Array) -> Head:
+        """The head of these tokens alone: their logits, in their order."""
+        return dataclasses.replace(self, kernel=jnp.take(self.kernel, tokens_I, axis=self.letters.index("v")))
+
+    def logits(self, hidden_xD: jax.Array) -> jax.Array:
+        """(…, V) float32."""
+        return dot(hidden_xD, self.kernel, self.dtype, transposed=self.transposed)
+
+    def logits_in_front(self, hidden_BxPxD: jax.Array) -> jax.Array:
+        """(V, B, P) float32."""
+        return contract(f"{self.letters},bpd->vbp", self.kernel, hidden_BxPxD, self.dtype)
+
+    def token_logits(self, hidden_xD: jax.Array, tokens_x: jax.Array) -> jax.Array:
+        """The logit of one token at each position, float32 of the shape of `tokens_x`."""
+        kernel_xD = jnp.take(self.kernel, tokens_x, axis=0) if self.transposed else jnp.moveaxis(jnp.take(self.kernel, tokens_x, axis=1), 0, -1)
+        hidden_xD, kernel_xD = (x.astype(self.dtype).astype(jnp.float32) for x in (hidden_xD, kernel_xD))
+        return jnp.sum(hidden_xD * kernel_xD, axis=-1)
+
+    def normalizers(self, hidden_BxPxD: jax.Array) -> jax.Array:
+        """logsumexp of the logits at each position (B, P), by blocks of positions. No gradient is meant to pass."""
+        block = self.block(*hidden_BxPxD.shape[:2])
+        blocks = jax.lax.map(lambda hidden: jax.nn.logsumexp(self.logits_in_front(hidden), axis=0), in_blocks(hidden_BxPxD, block))
+        return jnp.moveaxis(blocks, 0, 1).reshape(len(hidden_BxPxD), -1)[:, : hidden_BxPxD.shape[1]]
+
+    def block(self, rows: int, positions: int) -> int:
+        """Positions of each row whose logits are there at once."""
+        rows = max(rows // jax.sharding.get_abstract_mesh().shape.get(DATA, 1), 1)  # on each device
+        return min(positions, max(BLOCK_LOGITS // (rows * self.vocab_size) // 8 * 8, 8))
+
+
+def in_blocks(array_BxPx: jax.Array, block: int) -> jax.Array:
+    """(B, P, …) → (P / block, B, block, …), with zeros after the end."""
+    B, P, *rest = array_BxPx.shape
+    padded = jnp.pad(array_BxPx, [(0, 0), (0, -P % block), *[(0, 0)] * len(rest)])
+    return jnp.moveaxis(padded.reshape(B, -1, block, *rest), 1, 0)
