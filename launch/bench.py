@@ -3,9 +3,11 @@
     python launch/bench.py all --peer_python=PYTHON_WITH_TORCH [--records 64] [--json] [--config.lm.dtype=float32]
     python launch/bench.py search --peer_python=PYTHON_WITH_FAISS [--vectors 1000000] [--dim 384] [--queries 1000] [--json]
     python launch/bench.py memory [--passages 100000,1000000] [--json]
+    python launch/bench.py growth [--stages embed,score,lm_ft] [--records 64] [--json]
 
 embed, score, lm_ft, lsr_ft and generate (or all) meet transformers + torch in the config's precision; search meets faiss; memory: what
-grows with the corpus. embed also meets sentence-transformers, embed and score fed-rag, as they ship.
+grows with the corpus; growth: what a token costs among eight times as many. embed also meets sentence-transformers, generate
+transformers' own `generate`, embed, score and lm_ft fed-rag, as they ship.
 """
 
 import os
@@ -19,6 +21,7 @@ CONFIG = command.config_flag()
 FLAGS = [
     flags.DEFINE_string("peer_python", os.environ.get("RADIT_PEER_PYTHON"), "A Python with torch, or faiss; none: ours alone."),
     flags.DEFINE_integer("records", None, "Passages (embed) or questions; default 512, 24 (score), 128 (lsr_ft), 16.", lower_bound=1),
+    flags.DEFINE_list("stages", ["embed", "score", "lm_ft"], "growth: which; --records is the smaller number of each."),
     flags.DEFINE_integer("repetitions", 3, "Counted runs of each side, after one that warms up.", lower_bound=1),
     flags.DEFINE_integer("vectors", 100_000, "search: vectors.", lower_bound=10),
     flags.DEFINE_integer("dim", 384, "search: dimension of the vectors.", lower_bound=1),

@@ -4,9 +4,9 @@ XLA's CPU code has two libraries for matrix products. Its newer one (YNNPACK) is
 AVX512-BF16 and AMX do two to three times as fast as float32. Without such instructions bfloat16 takes twice the time of float32, and
 Eigen, the older one, is faster: a forward pass of SmolLM2-135M in float32 takes 0.78 of the time on AVX2 (Zen 3).
 
-Every run of a program takes its buffers from the system and gives them back, and Linux hands them out, zeroed, in pages of 4 KiB: a tenth of
-a training step. In pages of 2 MiB that is nearly nothing, but most systems give those only to who asks (transparent_hugepage: madvise), and
-glibc asks only if an environment variable says so when the process starts.
+Every run of a program takes its buffers from the system and gives them back, and Linux hands them out, zeroed, in pages of 4 KiB: a tenth
+of a training step. In pages of 2 MiB that is nearly nothing, but most systems give those only to who asks (transparent_hugepage: madvise),
+and glibc asks only if an environment variable says so when the process starts.
 """
 
 from __future__ import annotations

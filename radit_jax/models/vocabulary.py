@@ -47,7 +47,9 @@ class Head:
 
     def token_logits(self, hidden_xD: jax.Array, tokens_x: jax.Array) -> jax.Array:
         """The logit of one token at each position, float32 of the shape of `tokens_x`."""
-        kernel_xD = jnp.take(self.kernel, tokens_x, axis=0) if self.transposed else jnp.moveaxis(jnp.take(self.kernel, tokens_x, axis=1), 0, -1)
+        kernel_xD = jnp.take(self.kernel, tokens_x, axis=self.letters.index("v"))
+        if not self.transposed:
+            kernel_xD = jnp.moveaxis(kernel_xD, 0, -1)
         hidden_xD, kernel_xD = (x.astype(self.dtype).astype(jnp.float32) for x in (hidden_xD, kernel_xD))
         return jnp.sum(hidden_xD * kernel_xD, axis=-1)
 

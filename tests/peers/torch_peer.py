@@ -216,9 +216,6 @@ def generate(job: dict):
     questions, stops = job["questions"], torch.tensor(job["stops"])
     k = len(questions[0]["prompts"])
 
-    def text_of(ids: list[int]) -> str:
-        return tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False).split("\n")[0].strip()
-
     @torch.inference_mode()
     def run():
         answers: list[dict] = [{}] * len(questions)
@@ -238,7 +235,7 @@ def generate(job: dict):
         for q in range(len(chosen)):
             texts: dict[str, list[int]] = {}
             for row in ids[q * k : (q + 1) * k]:
-                texts.setdefault(text_of(row), row)
+                texts.setdefault(text_of(tokenizer, row), row)
             distinct.append(texts)
         logp = candidates(model, [list(texts.values()) for texts in distinct], k, last, cache, mask, stops)
         result = []
@@ -249,6 +246,11 @@ def generate(job: dict):
         return result
 
     return run
+
+
+def text_of(tokenizer, ids: list[int]) -> str:
+    """The first line, without special tokens."""
+    return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False).split("\n")[0].strip()
 
 
 def cut(cache: DynamicCache, length: int) -> None:
