@@ -2,7 +2,8 @@
 
 There a slice of stacked weights is a copy of them, which for a few rows takes longer than their products, and a stacked cache that is read
 and written in one step is copied whole. Apart, weights are read where they lie, and each layer writes its keys into its own array before it
-looks at them.
+looks at them. For the same few rows products have their outputs in front: (out, in) by rows takes XLA's CPU code a third of the time of rows
+by (in, out).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from radit_jax.models.attention import FAR, Keys, attend, distances
-from radit_jax.models.layers import as_bits, from_bits, rope_frequencies, rope_tables
+from radit_jax.models.layers import Linear, as_bits, contract, from_bits, rope_frequencies, rope_tables
 from radit_jax.models.lm import LM, KVCache
 
 
@@ -42,7 +43,7 @@ class ApartLM:
         self.lm = lm
         graphdef, stacked = nnx.split(lm.blocks)
         leaves, treedef = jax.tree.flatten(stacked)
-        self.blocks = [nnx.merge(graphdef, treedef.unflatten(layer)) for layer in zip(*map(_layers, leaves))]
+        self.blocks = [_turned(nnx.merge(graphdef, treedef.unflatten(layer))) for layer in zip(*map(_layers, leaves))]
 
     def decode_step(self, tokens_B: jax.Array, positions_B: jax.Array, cache: ApartCache) -> tuple[jax.Array, ApartCache]:
         """Logits (B, V) after one more token in every row, and the cache with it."""
@@ -68,6 +69,29 @@ class ApartLM:
             x_Bx1xD, _, _ = block(x_Bx1xD, rope, reader(*of_layer))
         hidden_BxD = self.lm.final_norm(x_Bx1xD)[:, 0]
         return self.lm.logits(hidden_BxD), ApartCache(tuple(k), tuple(v), positions_BxSx1, slot + 1)
+
+
+class Turned(nnx.Module):
+    """A `Linear` for few rows: its kernel is (out, in)."""
+
+    def __init__(self, linear: Linear):
+        self.dtype, self.bias = linear.dtype, linear.bias
+        self.kernel = nnx.Param(linear.kernel[...].T)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y_YxM = contract("yx,mx->ym", self.kernel[...], x.reshape(-1, x.shape[-1]), self.dtype)
+        y = y_YxM.T.reshape(*x.shape[:-1], -1)
+        return (y if self.bias is None else y + self.bias[...].reshape((1,) * (y.ndim - 1) + (-1,)).astype(y.dtype)).astype(self.dtype)
+
+
+def _turned(module: nnx.Module) -> nnx.Module:
+    """The module with all its linear maps turned."""
+    for name, child in list(vars(module).items()):
+        if isinstance(child, Linear):
+            setattr(module, name, Turned(child))
+        elif isinstance(child, nnx.Module):
+            _turned(child)
+    return module
 
 
 @jax.custom_batching.custom_vmap
