@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from radit_jax.models.attention import FAR, Keys, attend, distances
-from radit_jax.models.layers import Linear, as_bits, contract, from_bits, rope_frequencies, rope_tables
+from radit_jax.models.layers import Linear, as_bits, contract, from_bits, over_rows, rope_frequencies, rope_tables
 from radit_jax.models.lm import LM, KVCache
 
 
@@ -81,7 +81,7 @@ class Turned(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         y_YxM = contract("yx,mx->ym", self.kernel[...], x.reshape(-1, x.shape[-1]), self.dtype)
         y = y_YxM.T.reshape(*x.shape[:-1], -1)
-        return (y if self.bias is None else y + self.bias[...].reshape((1,) * (y.ndim - 1) + (-1,)).astype(y.dtype)).astype(self.dtype)
+        return (y if self.bias is None else y + over_rows(self.bias[...].astype(y.dtype), y.shape)).astype(self.dtype)
 
 
 def _turned(module: nnx.Module) -> nnx.Module:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from radit_jax.models.attention import MASKED
-from radit_jax.models.layers import Embed, Linear, contract, rows_apart
+from radit_jax.models.layers import Embed, Linear, contract, over_rows, rows_apart
 from radit_jax.models.lm import REMAT
 
 POOLINGS = ("cls", "mean")
@@ -59,7 +59,7 @@ class LayerNorm(nnx.Module):
         wide = x.astype(jnp.float32)
         wide = wide - jnp.mean(wide, axis=-1, keepdims=True)
         wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
-        scale, bias = (p[...].astype(jnp.float32).reshape((1,) * (x.ndim - 1) + (-1,)) for p in (self.scale, self.bias))
+        scale, bias = (over_rows(p[...].astype(jnp.float32), x.shape) for p in (self.scale, self.bias))
         return (wide * scale + bias).astype(self.dtype)
 
 
