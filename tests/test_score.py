@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import tiny
 
-from radit_jax.data.instances import InstanceMaker, bucket
+from radit_jax.data.instances import InstanceMaker
+from radit_jax.data.padding import bucket
 from radit_jax.errors import InputError
 from radit_jax.inference import score
 from radit_jax.inference.score import Scorer, read_scores, score_retrieval

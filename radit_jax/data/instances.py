@@ -6,7 +6,7 @@ Prompt and target are tokenized apart and joined as ids, so the tokens at their 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -92,27 +92,3 @@ class InstanceMaker:
         if first is None and not ids:  # an empty prompt still needs a token to predict from
             first = self.tokenizer.eos_id
         return ids if first is None else [first, *ids]
-
-
-def pad_rows(rows: Sequence[Iterable[int]], length: int, fill: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Right-pads id lists to (len(rows), length): returns (tokens int32, lengths int32)."""
-    tokens_BxT = np.full((len(rows), length), fill, np.int32)
-    lengths_B = np.zeros(len(rows), np.int32)
-    for i, row in enumerate(rows):
-        row = np.asarray(row, np.int32)
-        tokens_BxT[i, : len(row)] = row
-        lengths_B[i] = len(row)
-    return tokens_BxT, lengths_B
-
-
-def longer(length: int, parts: int = 4) -> int:
-    """The padded length after this one: by eights, and from 8 · `parts` on in `parts` of an octave. 4 pad a tenth, 8 a twentieth."""
-    return length + max(8, (1 << length.bit_length() - 1) // parts)
-
-
-def bucket(length: int, smallest: int = 16, parts: int = 4) -> int:
-    """The padded length of a row: 16, 24, … 64, 80, 96, 112, 128, 160 …, or with 8 parts to the octave 16, 24, … 128, 144 …"""
-    size = smallest
-    while size < length:
-        size = longer(size, parts)
-    return size

@@ -22,7 +22,8 @@ from jax.sharding import Mesh
 
 from radit_jax import distributed, sharding
 from radit_jax.data import trees
-from radit_jax.data.instances import InstanceMaker, bucket, pad_rows
+from radit_jax.data.instances import InstanceMaker
+from radit_jax.data.padding import bucket, pad_rows
 from radit_jax.errors import InputError
 from radit_jax.models import flash
 from radit_jax.models.apart import ApartCache, ApartLM

@@ -15,7 +15,8 @@ from jax.sharding import Mesh
 
 from radit_jax import artifacts, distributed, progress, sharding
 from radit_jax.data import trees
-from radit_jax.data.instances import InstanceMaker, bucket, pad_rows
+from radit_jax.data.instances import InstanceMaker
+from radit_jax.data.padding import bucket, pad_rows, rows_of_call
 from radit_jax.data.trees import Forest, Tree
 from radit_jax.errors import InputError
 from radit_jax.models import flash
@@ -91,10 +92,8 @@ class Scorer:
             rows = trees.pack(trees.grow(sequences, share=False), packed)
         while rows:
             length = bucket(rows[0][0].size, parts=8) if self.share else packed
-            size = self.batch_tokens // length
-            while size // 2 >= len(rows):  # what is left needs no whole batch
-                size //= 2
-            size = sharding.whole_rows(self.mesh, size)
+            sizes = [row[0].size if self.share else packed for row in rows[: self.batch_tokens // length]]
+            size = sharding.whole_rows(self.mesh, rows_of_call(sizes, length, self.batch_tokens // length))
             yield rows[:size], size, length
             rows = rows[size:]
 

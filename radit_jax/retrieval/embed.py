@@ -22,7 +22,7 @@ import numpy as np
 
 from radit_jax import distributed, progress
 from radit_jax.data.corpus import PassageStore
-from radit_jax.data.instances import longer
+from radit_jax.data.padding import longer, rows_of_call
 from radit_jax.errors import InputError
 from radit_jax.retrieval.vectors import DTYPES, about_shard, open_vectors, read_shard, shard_path, write_shard
 
@@ -47,7 +47,7 @@ class EncoderTokenizer(Protocol):
 class Buckets:
     """The shapes (B, T) that the encoder is compiled for; B is a power of two with B·T ≤ batch_tokens.
 
-    T goes as `instances.longer` says: 10 % of padding on Wikipedia passages of 32 words, where steps of a half octave had 16 %, for two
+    T goes as `padding.longer` says: 10 % of padding on Wikipedia passages of 32 words, where steps of a half octave had 16 %, for two
     compilations more. `most_rows` bounds B for small jobs, `min_rows` is the least B that the
     mesh can split (its data axis).
     """
@@ -217,8 +217,10 @@ def _batches(texts: Iterable[np.ndarray], buckets: Buckets) -> Iterator[Batch]:
     left = sorted((item for items in waiting.values() for item in items), key=lambda item: -len(item[1]))
     while left:
         length = buckets.length(len(left[0][1]))
-        batch, left = left[: buckets.rows(length)], left[buckets.rows(length) :]
-        yield _batch(batch, length, buckets.rows(length))
+        rows = buckets.rows(length)
+        rows = max(rows_of_call([len(tokens_T) for _, tokens_T in left[:rows]], length, rows), buckets.min_rows)
+        batch, left = left[:rows], left[rows:]
+        yield _batch(batch, length, rows)
 
 
 def _batch(items: list[tuple[int, np.ndarray]], length: int, rows: int) -> Batch:

@@ -11,7 +11,8 @@ import jax
 import numpy as np
 
 from radit_jax.data import mixture, packing
-from radit_jax.data.instances import InstanceMaker, bucket
+from radit_jax.data.instances import InstanceMaker
+from radit_jax.data.padding import bucket
 from radit_jax.errors import InputError
 from radit_jax.types import Example, Instance, LmBatch, LsrBatch, Passage, Retrieved
 

@@ -1,0 +1,45 @@
+"""Rows of different lengths in arrays of few shapes, for each shape is a compile: padded lengths, and how many rows a call takes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+ALIKE = 0.75  # share of a call's length that its rows should have, and share of its rows that should have it
+LEAST_TOKENS = 256  # of a call: products of smaller matrices are slow
+
+
+def pad_rows(rows: Sequence[Iterable[int]], length: int, fill: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Right-pads id lists to (len(rows), length): returns (tokens int32, lengths int32)."""
+    tokens_BxT = np.full((len(rows), length), fill, np.int32)
+    lengths_B = np.zeros(len(rows), np.int32)
+    for i, row in enumerate(rows):
+        row = np.asarray(row, np.int32)
+        tokens_BxT[i, : len(row)] = row
+        lengths_B[i] = len(row)
+    return tokens_BxT, lengths_B
+
+
+def longer(length: int, parts: int = 4) -> int:
+    """The padded length after this one: by eights, and from 8 · `parts` on in `parts` of an octave. 4 pad a tenth, 8 a twentieth."""
+    return length + max(8, (1 << length.bit_length() - 1) // parts)
+
+
+def bucket(length: int, smallest: int = 16, parts: int = 4) -> int:
+    """The padded length of a row: 16, 24, … 64, 80, 96, 112, 128, 160 …, or with 8 parts to the octave 16, 24, … 128, 144 …"""
+    size = smallest
+    while size < length:
+        size = longer(size, parts)
+    return size
+
+
+def rows_of_call(sizes: Sequence[int], length: int, most: int) -> int:
+    """How many of the rows that wait, longest first, a call of this length takes: `most`, or a half, a quarter … of it.
+
+    It is halved where too few of them are about as long, for shorter ones cost as much there, or where too few are left.
+    """
+    alike = sum(size > ALIKE * length for size in sizes[:most])
+    while alike < ALIKE * most and most // 2 * length >= LEAST_TOKENS:
+        most //= 2
+    return most
