@@ -145,6 +145,17 @@ def test_answers_do_not_depend_on_batching_or_order(level):
         np.testing.assert_allclose(a.logprob, b.logprob, rtol=1e-4)
 
 
+def test_padding_and_shapes_are_told():
+    asked, asking = questions(), ensemble()
+    assert asking.facts() == {"padding": 1.0, "shapes": 0}
+    asking.generate(asked)
+    assert asking.read == sum(len(ids) for question in asked for ids in question.prompts) < asking.computed
+    first = asking.facts()
+    assert first["padding"] == round(1 - asking.read / asking.computed, 4) and first["shapes"] >= 2
+    asking.generate(asked)
+    assert asking.facts() == first
+
+
 def test_an_unknown_level_is_an_error():
     with pytest.raises(InputError, match="'word'"):
         ensemble().generate([], level="word")

@@ -58,7 +58,7 @@ def answer_all(
     level = "sequence" if options.level == "concat" else options.level
     with progress.bar(f"evaluate {name}", len(prompted), unit="questions") as advance:
         answers = ensemble.generate(prompted, level=level, advance=advance)
-    return answers, {"questions_per_s": round(advance.rate, 2), "seconds": round(advance.elapsed, 1)}
+    return answers, {"questions_per_s": round(advance.rate, 2), **ensemble.facts(), "seconds": round(advance.elapsed, 1)}
 
 
 def judge(examples: Sequence[Example], answers: Sequence[Answer], retrieved: Sequence[Retrieved] | None) -> dict[str, list[float]]:
@@ -109,7 +109,7 @@ def _choose(task, asked, ensemble, retrieved, options) -> tuple[list[dict[str, A
         | {"chosen": at, "right": one.right, "choices": [target for _, target in one.choices], "logprobs": [float(x) for x in logp_C]}
         for one, at, logp_C in zip(asked, chosen, logp)
     ]
-    facts = {"questions_per_s": round(advance.rate, 2), "seconds": round(advance.elapsed, 1)}
+    facts = {"questions_per_s": round(advance.rate, 2), **ensemble.facts(), "seconds": round(advance.elapsed, 1)}
     return records, {"acc": [float(at == one.right) for at, one in zip(chosen, asked)]}, facts
 
 

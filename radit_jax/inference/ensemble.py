@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -84,6 +84,8 @@ class Ensemble:
     def __post_init__(self):
         self.graphdef, self.params = nnx.split(self.lm)
         self.mesh = sharding.make_mesh(1, 1) if self.mesh is None else self.mesh
+        self.shapes: set[tuple[int, ...]] = set()  # of prompts, and of candidates after prompts: a compile each, and one of decoding
+        self.read = self.computed = 0  # prompt tokens; with padding
         stops_I = np.flatnonzero(stop_tokens(self.maker.tokenizer, self.lm.config.vocab_size)).astype(np.int32)
         self.stops_I = jax.make_array_from_callback(stops_I.shape, sharding.replicated(self.mesh), lambda index: stops_I[index])
 
@@ -141,6 +143,10 @@ class Ensemble:
             advance(len(rows))
         return out
 
+    def facts(self) -> dict[str, Any]:
+        """`padding` is the share of the computed prompt tokens that were none; `shapes` are of prompts and of candidates after them."""
+        return {"padding": round(1 - self.read / max(self.computed, 1), 4), "shapes": len(self.shapes)}
+
     def _sequence_level(self, tokens_BxKxT, lengths_BxK, logw_BxK) -> Iterator[Answer]:
         lengths_BxK, last_BxKxV, cache = self._prefill(tokens_BxKxT, lengths_BxK, self.max_new_tokens)
         decoded = decode_each(self.graphdef, self.params, last_BxKxV, lengths_BxK, cache, self.stops_I, self.max_new_tokens)
@@ -173,6 +179,8 @@ class Ensemble:
 
     def _prefill(self, tokens_BxKxT: np.ndarray, lengths_BxK: np.ndarray, new_tokens: int) -> tuple[jax.Array, jax.Array, KVCache]:
         """The lengths on the mesh, and what `prefill` returns."""
+        self.shapes.add(tokens_BxKxT.shape)
+        self.computed += tokens_BxKxT.size
         lengths_BxK = sharding.put_rows(self.mesh, lengths_BxK)
         return lengths_BxK, *prefill(self.graphdef, self.params, sharding.put_rows(self.mesh, tokens_BxKxT), lengths_BxK, new_tokens)
 
@@ -197,6 +205,7 @@ class Ensemble:
         width = bucket(max(sum(tree.size for tree in row) for row in grown), smallest=8)
         forests = [trees.plant(choices, [row], width) for choices, row in zip(listed, grown)]
         nodes = zip(*((forest.tokens_RxT, forest.positions_RxT, forest.ends_RxT, forest.parents_RxT()) for forest in forests))
+        self.shapes.add((*last_BxKxV.shape[:2], cache.positions_BxS.shape[-1], width))
         on_mesh = (sharding.put_rows(self.mesh, np.concatenate(rows)) for rows in nodes)
         found = score_nodes(self.graphdef, self.params, last_BxKxV, lengths_BxK, cache, *on_mesh, self.stops_I)
         logp_BxKxN, end_BxKxN, end_BxK = map(distributed.to_host, found)
@@ -219,6 +228,7 @@ class Ensemble:
             size = sharding.whole_rows(self.mesh, self.batch_tokens // (width * len(questions[order[start]].prompts)))
             rows = order[start : start + size]
             chosen = [questions[row] for row in rows]
+            self.read += sum(len(ids) for question in chosen for ids in question.prompts)
             filled = chosen + [chosen[-1]] * (size - len(chosen))  # the last batch keeps the shape of the others
             padded = [pad_rows(question.prompts, width) for question in filled]
             yield rows, tuple(np.stack(part) for part in (*zip(*padded), [question.logw_K for question in filled]))
