@@ -106,7 +106,7 @@ def over_rows(vector_D: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """The vector (a bias, a scale) on every row of an array of this shape (…, D).
 
     Its gradient is the sum over all rows. XLA's CPU code for such a sum goes down every column, and computes what is summed on the way: a
-    quarter of an R-ft step. As a product with ones it is fast.
+    third of an R-ft step. As a product with ones it is fast.
     """
     return jnp.broadcast_to(vector_D.reshape((1,) * (len(shape) - 1) + (-1,)), shape)
 
