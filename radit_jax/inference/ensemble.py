@@ -334,7 +334,7 @@ def _step(lm: LM, cache: KVCache) -> tuple[Callable, PyTree]:
         return lm.logits(hidden_Bx1xD[:, 0]), k, v
 
     def step(token_BxK, positions_BxK, cache):
-        logits_BxKxV, k, v = jax.vmap(one, in_axes=(1, 1, CACHE_K), out_axes=(1, 1, 1))(token_BxK, positions_BxK, cache)
+        logits_BxKxV, k, v = jax.vmap(one, in_axes=(1, 1, CACHE_K), out_axes=1)(token_BxK, positions_BxK, cache)
         # The write stands outside: vmap's rule for it would transpose the whole cache and back.
         return logits_BxKxV, cache.append(k, v, positions_BxK.T[..., None])
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from radit_jax.models.attention import FAR, Keys, attend, distances
-from radit_jax.models.layers import Linear, as_bits, contract, from_bits, over_rows, rope_frequencies, rope_tables
+from radit_jax.models.layers import Linear, as_bits, contract, from_bits, rope_frequencies, rope_tables
 from radit_jax.models.lm import LM, KVCache
 
 
@@ -70,17 +70,16 @@ class ApartLM:
         return self.lm.logits(hidden_BxD), ApartCache(tuple(k), tuple(v), positions_BxSx1, slot + 1)
 
 
-class Turned(nnx.Module):
-    """A `Linear` for few rows: its kernel is (out, in)."""
+class Turned(Linear):
+    """A linear map for few rows: its kernel is (out, in)."""
 
     def __init__(self, linear: Linear):
         self.dtype, self.bias = linear.dtype, linear.bias
         self.kernel = nnx.Param(linear.kernel[...].T)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def product(self, x: jax.Array) -> jax.Array:
         y_YxM = contract("yx,mx->ym", self.kernel[...], x.reshape(-1, x.shape[-1]), self.dtype)
-        y = y_YxM.T.reshape(*x.shape[:-1], -1)
-        return (y if self.bias is None else y + over_rows(self.bias[...].astype(y.dtype), y.shape)).astype(self.dtype)
+        return y_YxM.T.reshape(*x.shape[:-1], -1)
 
 
 def _turned(module: nnx.Module) -> nnx.Module:

@@ -139,10 +139,14 @@ class Linear(nnx.Module):
         self.bias = nnx.Param(jnp.zeros((*shape[:-2], shape[-1]), param_dtype)) if bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = dot(x, self.kernel[...], self.dtype)
+        y = self.product(x)
         if self.bias is not None:
             y = y + over_rows(self.bias[...].astype(y.dtype), y.shape)
         return checkpoint_name(y.astype(self.dtype), DOT)
+
+    def product(self, x: jax.Array) -> jax.Array:
+        """x @ kernel, float32."""
+        return dot(x, self.kernel[...], self.dtype)
 
 
 class Embed(nnx.Module):

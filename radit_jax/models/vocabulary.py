@@ -55,9 +55,9 @@ class Head:
 
     def normalizers(self, hidden_BxPxD: jax.Array) -> jax.Array:
         """logsumexp of the logits at each position (B, P), by blocks of positions. No gradient is meant to pass."""
-        block = self.block(*hidden_BxPxD.shape[:2])
-        blocks = jax.lax.map(lambda hidden: jax.nn.logsumexp(self.logits_in_front(hidden), axis=0), in_blocks(hidden_BxPxD, block))
-        return jnp.moveaxis(blocks, 0, 1).reshape(len(hidden_BxPxD), -1)[:, : hidden_BxPxD.shape[1]]
+        B, P, _ = hidden_BxPxD.shape
+        blocks = in_blocks(hidden_BxPxD, self.block(B, P))
+        return out_of_blocks(jax.lax.map(lambda hidden: jax.nn.logsumexp(self.logits_in_front(hidden), axis=0), blocks), P)
 
     def block(self, rows: int, positions: int) -> int:
         """Positions of each row whose logits are there at once."""
@@ -70,3 +70,9 @@ def in_blocks(array_BxPx: jax.Array, block: int) -> jax.Array:
     B, P, *rest = array_BxPx.shape
     padded = jnp.pad(array_BxPx, [(0, 0), (0, -P % block), *[(0, 0)] * len(rest)])
     return jnp.moveaxis(padded.reshape(B, -1, block, *rest), 1, 0)
+
+
+def out_of_blocks(blocks_NxBxpx: jax.Array, positions: int) -> jax.Array:
+    """What `in_blocks` was given, (B, P, …), of its blocks or of as many results."""
+    rows_BxNxpx = jnp.moveaxis(blocks_NxBxpx, 0, 1)
+    return rows_BxNxpx.reshape(len(rows_BxNxpx), -1, *rows_BxNxpx.shape[3:])[:, :positions]

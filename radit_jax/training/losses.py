@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from radit_jax.models.layers import contract
-from radit_jax.models.vocabulary import Head, in_blocks
+from radit_jax.models.vocabulary import Head, in_blocks, out_of_blocks
 
 NEGATIVE = -1e30  # stands for log 0 where -inf would make 0 · inf = nan in a gradient
 
@@ -42,17 +42,13 @@ def output_nll(logits_BxPxV: jax.Array, labels_BxP: jax.Array, weights_BxP: jax.
     return jnp.sum(weights_BxP * -token_logprobs(logits_BxPxV, labels_BxP))
 
 
+@jax.custom_vjp
 def blocked_nll(hidden_BxPxD: jax.Array, head: Head, labels_BxP: jax.Array, weights_BxP: jax.Array) -> jax.Array:
     """`output_nll` of the head's logits, without all of them ever being there.
 
     Slots are gone through in blocks; a block in which no slot has weight is passed by: rows have room for more output tokens than they
     hold. The gradients are made on the way forward, while a block's logits are at hand.
     """
-    return _blocked(hidden_BxPxD, head, labels_BxP, weights_BxP)
-
-
-@jax.custom_vjp
-def _blocked(hidden_BxPxD, head: Head, labels_BxP, weights_BxP) -> jax.Array:
     return _blocked_forward(hidden_BxPxD, head, labels_BxP, weights_BxP)[0]
 
 
@@ -76,11 +72,11 @@ def _blocked_forward(hidden_BxPxD, head: Head, labels_BxP, weights_BxP):
             jnp.any(of_block[2] > 0), gone_through, lambda carry, hidden, *_: (carry, jnp.zeros(hidden.shape)), carry, *of_block
         )
 
-    B, P, D = hidden_BxPxD.shape
+    B, P, _ = hidden_BxPxD.shape
     blocks = [in_blocks(array, head.block(B, P)) for array in (hidden_BxPxD, labels_BxP, weights_BxP)]
     zero = (jnp.zeros(()), jnp.zeros(kernel.shape))
     (total, kernel_bar), hidden_bars = jax.lax.scan(body, zero, tuple(blocks))
-    hidden_bar = jnp.moveaxis(hidden_bars, 0, 1).reshape(B, -1, D)[:, :P]
+    hidden_bar = out_of_blocks(hidden_bars, P)
     return total, (hidden_bar.astype(hidden_BxPxD.dtype), dataclasses.replace(head, kernel=kernel_bar.astype(kernel.dtype)))
 
 
@@ -88,7 +84,7 @@ def _blocked_backward(bars, cotangent):
     return (*jax.tree.map(lambda bar: bar * cotangent.astype(bar.dtype), bars), None, None)
 
 
-_blocked.defvjp(_blocked_forward, _blocked_backward)
+blocked_nll.defvjp(_blocked_forward, _blocked_backward)
 
 
 def token_logprobs(logits_xV: jax.Array, labels_x: jax.Array) -> jax.Array:
