@@ -27,7 +27,7 @@ def base() -> ConfigDict:
     c.lm.checkpoint = SMOLLM2  # folder, .gguf file, Hub id or package:module/file
     c.lm.dtype = "auto"  # compute dtype: bfloat16 | float32 | auto (bfloat16 where the machine multiplies it fast); sums are float32
     c.lm.max_tokens = 512  # longest prompt in scoring and answering; longer passages are cut
-    c.lm.attention = "auto"  # auto (the platform's flash kernel, if it has one) | reference | splash (TPU) | triton (GPU)
+    c.lm.attention = "auto"  # auto (the platform's flash kernel, if it has one) | reference | splash (TPU) | cudnn, triton (GPU)
     c.lm.remat = "dots"  # none | full | dots: what the backward pass computes twice; "full" is the leanest (0.9 of the speed on a CPU)
 
     c.retriever = ConfigDict()
@@ -58,7 +58,7 @@ def base() -> ConfigDict:
     c.retrieval = ConfigDict({"k": 10})  # passages retrieved and scored per question (paper: 10)
 
     c.lm_ft = ConfigDict()
-    c.lm_ft.passages = 3  # k~: training instances per example (paper: 3)
+    c.lm_ft.passages = 3  # k~: training instances per example (paper: 3); 0: one without a passage (the paper's IT)
     c.lm_ft.row_length = 256  # tokens of a packed row (paper: 2048)
     c.lm_ft.output_slots = 64  # output tokens a row can hold
     c.lm_ft.rows = 4  # packed rows per micro-batch (paper: 64 for 7B)
@@ -81,6 +81,7 @@ def base() -> ConfigDict:
     c.scoring = ConfigDict({"batch_tokens": 2048})  # padded tokens of one call
 
     c.lsr_ft = ConfigDict()
+    c.lsr_ft.scorer = "untuned"  # untuned (paper: the pretrained LM) | tuned (the LM of LM-ft): whose probabilities the target is made of
     c.lsr_ft.score = "prob"  # prob (Eq. 4 as printed) | logprob | mean_logprob (per token)
     c.lsr_ft.tau = 0.01  # paper: 0.01
     c.lsr_ft.direction = "retriever_first"  # KL(p_R || p_LSR), Eq. 5 | target_first
@@ -124,6 +125,7 @@ def optimizer(**changes) -> ConfigDict:
     c.eps = 1e-8
     c.weight_decay = 0.0  # on matrices
     c.clip_norm = 1.0  # global gradient norm
+    c.moment_dtype = "float32"  # float32 | bfloat16: of AdamW's first moment; bfloat16 saves two bytes a parameter
     c.update(changes)
     return c
 

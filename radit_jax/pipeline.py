@@ -167,23 +167,23 @@ class Pipeline:
 
     # -- scores and training --------------------------------------------------------------------------------------------------------------
 
-    def lm_scores(self, name: str, examples: Sequence[Example]) -> tuple[Artifact, retrieve.Retrieval]:
-        """log p_LM(y | c∘x) by the untuned LM for every example and its k passages, once (paper section 2.4)."""
+    def lm_scores(self, name: str, examples: Sequence[Example], tuned: bool = False) -> tuple[Artifact, retrieve.Retrieval]:
+        """log p_LM(y | c∘x) by the untuned LM (the paper's, section 2.4) or the tuned one for every example and its k passages, once."""
         examples = [example for example in examples if example.retrieve]
         retrieved, retrieval = self.retrieved(name, examples, self.config.retrieval.k)
         made_from = {
             "retrieved": retrieved.fingerprint,
             "prompts": artifacts.digest([(e.id, e.prompt, e.target) for e in examples]),
-            "lm": self.inputs["lm.checkpoint"],
+            "lm": self.tuned_lm.fingerprint if tuned else self.inputs["lm.checkpoint"],
             "dtype": self.config.lm.dtype,
             "max_tokens": self.config.lm.max_tokens,
         }
 
         def write(folder: Path) -> dict[str, Any]:
-            scorer = Scorer(self.lm(False), batch_tokens=self.config.scoring.batch_tokens, mesh=self.mesh)
+            scorer = Scorer(self.lm(tuned), batch_tokens=self.config.scoring.batch_tokens, mesh=self.mesh)
             return score_retrieval(scorer, InstanceMaker(self.tokenizer, self.config.lm.max_tokens), retrieval, folder)
 
-        return self.stage(f"lm_scores-{name}", made_from, write), retrieval
+        return self.stage(f"lm_scores-{name}" + ("-tuned" if tuned else ""), made_from, write), retrieval
 
     @functools.cached_property
     def tuned_lm(self) -> Artifact:

@@ -7,13 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from radit_jax import artifacts, distributed
 from radit_jax.artifacts import Artifact
 from radit_jax.errors import InputError
 from radit_jax.evaluation import evaluate, metrics, report
 from radit_jax.pipeline import Pipeline
 
-# The systems: (LM tuned?, query encoder tuned?); None: no retrieval.
+System = tuple[bool, bool | None]  # LM tuned?, query encoder tuned? None: no retrieval
 ROWS = {
     "no retrieval": (False, None),
     "neither tuned": (False, False),
@@ -47,11 +49,12 @@ def make(pipeline: Pipeline, names: Sequence[str] = tuple(ROWS)) -> dict[str, An
     return value
 
 
-def row(pipeline: Pipeline, name: str) -> Artifact:
-    """One row of the table: `row.json`, `per_question.json`, `answers.json`."""
-    lm_tuned, retriever_tuned = ROWS[name]
+def row(pipeline: Pipeline, name: str, system: System | None = None, asked: ConfigDict | None = None) -> Artifact:
+    """One row of the table: `row.json`, `per_question.json`, `answers.json`. By default a system of ROWS, asked as config.evaluate says."""
+    lm_tuned, retriever_tuned = system or ROWS[name]
     c, examples = pipeline.config, pipeline.test_examples
-    k = max(c.evaluate.k, min(10, c.retrieval.k))  # recall@10 is reported whatever the ensemble's k
+    asked = asked or c.evaluate
+    k = max(asked.k, min(10, c.retrieval.k))  # recall@10 is reported whatever the ensemble's k
     found = None if retriever_tuned is None else pipeline.retrieved("test", examples, k, tuned=retriever_tuned)
     made_from = {
         "name": name,
@@ -60,12 +63,12 @@ def row(pipeline: Pipeline, name: str) -> Artifact:
         "retrieved": found[0].fingerprint if found else None,
         "score_scale": c.retriever.score_scale,
         "questions": artifacts.digest([(e.id, e.prompt, e.answers) for e in examples]),
-        "options": c.evaluate.to_dict(),
+        "options": asked.to_dict(),
         "max_tokens": c.lm.max_tokens,
     }
 
     def write(folder: Path) -> dict[str, Any]:
-        options = evaluate.EvaluateOptions(k=c.evaluate.k, level=c.evaluate.level, score_scale=c.retriever.score_scale)
+        options = evaluate.EvaluateOptions(k=asked.k, level=asked.level, score_scale=c.retriever.score_scale)
         retrieved = None if found is None else list(found[1])
         answers, facts = evaluate.answer_all(name, pipeline.ensemble(lm_tuned), examples, retrieved, options)
         evaluate.write_row(folder, name, examples, answers, retrieved)

@@ -104,15 +104,20 @@ def _development(pipeline: Pipeline) -> tuple[Callable[[nnx.Module], dict[str, f
 # -- R-ft ---------------------------------------------------------------------------------------------------------------------------------
 
 
+SCORERS = {"untuned": False, "tuned": True}  # lsr_ft.scorer: is its LM tuned?
+
+
 def r_ft(pipeline: Pipeline) -> Artifact:
     """R-ft (Eq. 5): the query encoder alone, from the stored LM scores."""
     config, c = pipeline.config, pipeline.config.lsr_ft
     examples = [example for card, of_set in pipeline.train_sets.values() if card.in_r_ft for example in of_set]
     if not examples:
         raise InputError(f"train.source has no set for R-ft, only {', '.join(pipeline.train_sets)}")
-    scored = {"train": pipeline.lm_scores("train", examples)}
+    if c.scorer not in SCORERS:
+        raise InputError(f"lsr_ft.scorer is {c.scorer!r}, expected {' or '.join(SCORERS)}")
+    scored = {"train": pipeline.lm_scores("train", examples, SCORERS[c.scorer])}
     if c.completion_share:
-        scored["completion"] = pipeline.lm_scores("completion", completion_examples(pipeline))
+        scored["completion"] = pipeline.lm_scores("completion", completion_examples(pipeline), SCORERS[c.scorer])
     made_from = {
         "scores": {name: artifact.fingerprint for name, (artifact, _) in scored.items()},
         "query_encoder": pipeline.inputs["retriever.query_encoder"],

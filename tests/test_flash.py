@@ -29,6 +29,7 @@ KERNELS = [
     "triton_interpreted",
     pytest.param("triton", marks=pytest.mark.skipif(not GPU, reason="no GPU here")),
 ]
+HOPPER = pytest.mark.skipif(not flash._hopper(), reason="no GPU of the Hopper generation here")
 
 
 def rows() -> tuple[jax.Array, jax.Array]:
@@ -85,11 +86,28 @@ def test_values_and_gradients_equal_the_references(kernel, h):
     )
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("kernel", [*KERNELS, pytest.param("cudnn", marks=HOPPER)])
 def test_bfloat16_differs_from_the_reference_by_its_rounding(kernel):
     bits = operands(dtype="bfloat16")
     exact = values_and_gradients(by_reference, *(x.astype("float32") for x in bits))
     assert_close(values_and_gradients(functools.partial(by_flash, kernel=kernel, dtype="bfloat16"), *bits), exact, 3e-2)
+
+
+@HOPPER
+@pytest.mark.parametrize("most", [2, 3, 24])
+def test_a_table_of_segments_that_is_too_short_is_not_used(most, monkeypatch):
+    """The rows have up to four segments with their padding: where the table holds fewer, the other kernel reads them."""
+    monkeypatch.setattr(flash, "RAGGED", T // most)
+    bits = operands(dtype="bfloat16")
+    exact = values_and_gradients(by_reference, *(x.astype("float32") for x in bits))
+    assert_close(values_and_gradients(functools.partial(by_flash, kernel="cudnn", dtype="bfloat16"), *bits), exact, 3e-2)
+
+
+def test_segments_become_ragged_sequences():
+    ids = jnp.asarray([[1, 1, 1, 2, 3, 3, 0, 0], [5, 5, 5, 5, 5, 5, 5, 5], [0, 0, 0, 0, 0, 0, 0, 0]])
+    starts, lengths = flash.ragged(ids, 5)
+    assert starts.tolist() == [[0, 3, 4, 6, -1, -1], [0, -1, -1, -1, -1, -1], [0, -1, -1, -1, -1, -1]]
+    assert lengths.tolist() == [[3, 1, 2, 2, -1], [8, -1, -1, -1, -1], [8, -1, -1, -1, -1]]
 
 
 @pytest.mark.parametrize("window", [2, 150])
@@ -252,12 +270,19 @@ def test_prompts_side_by_side_lower_for_gpus():
 # -- the choice -------------------------------------------------------------------------------------------------------------------------
 
 
-def test_the_platform_chooses():
-    llama = dataclasses.replace(SMALL, heads=32, kv_heads=8)
-    chosen = {platform: flash.choose(platform, llama, 2048) for platform in ("tpu", "gpu", "cuda", "cpu")}
-    assert chosen == {"tpu": "splash", "gpu": "triton", "cuda": "triton", "cpu": "reference"}
-    assert flash.choose("tpu", llama, 2048, model=16) == "splash"  # two devices share a group
-    assert flash.choose("tpu", llama, 2048, model=12) == flash.choose("tpu", llama, 2000) == "reference"
+def test_the_platform_chooses(monkeypatch):
+    llama = dataclasses.replace(SMALL, heads=32, kv_heads=8, dtype="bfloat16")
+
+    def chosen(platform: str, config: LmConfig, row_length: int = 2048, model: int = 1) -> str:
+        return flash.choose(flash.kernel_for(platform), config, row_length, model)
+
+    for there, expected in ((True, "cudnn"), (False, "triton")):
+        monkeypatch.setattr(flash, "_hopper", lambda: there)
+        found = {platform: chosen(platform, llama) for platform in ("tpu", "gpu", "cuda", "cpu")}
+        assert found == {"tpu": "splash", "gpu": expected, "cuda": expected, "cpu": "reference"}
+        assert chosen("gpu", dataclasses.replace(llama, dtype="float32")) == "triton"
+    assert chosen("tpu", llama, model=16) == "splash"  # two devices share a group
+    assert chosen("tpu", llama, model=12) == chosen("tpu", llama, 2000) == "reference"
     assert "12 devices" in flash.obstacle("splash", llama, 2048, 12) and "2000" in flash.obstacle("splash", llama, 2000)
 
 
@@ -268,5 +293,5 @@ def test_a_kernel_of_another_platform_is_refused():
         flash.kernel_for("cpu", "splash")
     with pytest.raises(InputError, match="'flash', expected auto"):
         flash.kernel_for("tpu", "flash")
-    with pytest.raises(ValueError, match="attention is 'cudnn', expected one of reference"):
-        dataclasses.replace(SMALL, attention="cudnn")
+    with pytest.raises(ValueError, match="attention is 'flash', expected one of reference"):
+        dataclasses.replace(SMALL, attention="flash")

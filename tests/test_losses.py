@@ -15,7 +15,7 @@ from radit_jax.training import losses
 @pytest.mark.parametrize("transposed", [True, False])
 @pytest.mark.parametrize("slots", [5, 16, 40])
 def test_the_loss_in_blocks_and_its_gradients_are_those_of_the_whole(monkeypatch, transposed, slots):
-    monkeypatch.setattr(vocabulary, "BLOCK_LOGITS", 3 * 50 * 8)  # blocks of 8 slots
+    monkeypatch.setattr(vocabulary, "CPU_LOGITS", 3 * 50 * 8)  # blocks of 8 slots
     keys = jax.random.split(jax.random.key(0), 4)
     hidden, kernel = jax.random.normal(keys[0], (3, slots, 12)), jax.random.normal(keys[1], (50, 12) if transposed else (12, 50))
     labels = jax.random.randint(keys[2], (3, slots), 0, 50)

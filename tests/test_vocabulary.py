@@ -27,7 +27,7 @@ def close(found, expected):
 
 
 def test_every_form_is_of_the_plain_logits(monkeypatch, head):
-    monkeypatch.setattr(vocabulary, "BLOCK_LOGITS", 3 * 50 * 8)  # blocks of 8 positions, the last one part empty
+    monkeypatch.setattr(vocabulary, "CPU_LOGITS", 3 * 50 * 8)  # blocks of 8 positions, the last one part empty
     plain = head.logits(HIDDEN_BxPxD)
     close(jnp.moveaxis(head.logits_in_front(HIDDEN_BxPxD), 0, -1), plain)
     close(head.normalizers(HIDDEN_BxPxD), jax.nn.logsumexp(plain, axis=-1))

@@ -11,7 +11,7 @@ from typing import Any
 from radit_jax.errors import InputError
 
 STAGES = ("embed", "score", "lm_ft", "lsr_ft", "generate")  # against transformers + torch; those of "all"
-SCALES = ("search", "memory", "growth")  # against faiss; against a smaller corpus; against fewer records
+SCALES = ("search", "memory", "growth", "utilisation")  # beside faiss; a smaller corpus; fewer records; what the device could do
 RECORDS = {"embed": 512, "score": 24, "lsr_ft": 128}  # where none are asked for
 FEW = 16  # of the other stages
 Result = tuple[dict[str, Any], str]
@@ -30,13 +30,13 @@ def one_by_one(kinds: Sequence[str]) -> int:
     return max(subprocess.run([sys.executable, sys.argv[0], kind, *flagged]).returncode for kind in kinds)
 
 
-def lines(kind: str, given: Mapping[str, Any], tokenizer: str, pipeline: Callable[[], Any]) -> Iterator[str]:
-    """What is printed of one kind, as it comes; `given` are the flags by name, `tokenizer` and `pipeline` are of the config."""
-    for result, text in _measured(kind, given, tokenizer, pipeline):
+def lines(kind: str, given: Mapping[str, Any], config: Any, pipeline: Callable[[], Any]) -> Iterator[str]:
+    """What is printed of one kind, as it comes; `given` are the flags by name, `pipeline` is of the config."""
+    for result, text in _measured(kind, given, config, pipeline):
         yield json.dumps(result) if given["json"] else text
 
 
-def _measured(kind: str, given: Mapping[str, Any], tokenizer: str, pipeline: Callable[[], Any]) -> Iterator[Result]:
+def _measured(kind: str, given: Mapping[str, Any], config: Any, pipeline: Callable[[], Any]) -> Iterator[Result]:
     # JAX after the flags, so that a wrong one is answered at once.
     if kind == "search":
         from radit_jax.benchmarks import search
@@ -49,13 +49,18 @@ def _measured(kind: str, given: Mapping[str, Any], tokenizer: str, pipeline: Cal
 
         if not all(size.isdigit() for size in given["passages"]):
             raise InputError(f"--passages is {','.join(given['passages'])!r}, expected numbers as 100000,1000000")
-        result = memory.bench([int(size) for size in given["passages"]], tokenizer)
+        result = memory.bench([int(size) for size in given["passages"]], config.retriever.document_encoder)
         yield result, memory.text(result)
     elif kind == "growth":
         from radit_jax.benchmarks import growth
 
         found = growth.bench(pipeline(), records=given["records"], repetitions=given["repetitions"], kinds=given["stages"])
         yield from ((result, growth.text(result)) for result in found)
+    elif kind == "utilisation":
+        from radit_jax.benchmarks import utilisation
+
+        found = utilisation.bench(config, kinds=given["stages"], repetitions=given["repetitions"])
+        yield from ((result, utilisation.text(result)) for result in found)
     else:
         from radit_jax.benchmarks import contest, stages
 

@@ -26,8 +26,9 @@ MAKERS = {"embed": stages.KINDS["embed"], "score": functools.partial(stages.KIND
 RECORDS = {"embed": 180, "score": 6, "lm_ft": 16}  # n where none is asked for: 8n are in the default config
 
 
-def bench(pipeline: Pipeline, *, records: int | None, repetitions: int, kinds: Sequence[str] = tuple(MAKERS)) -> Iterator[dict[str, Any]]:
+def bench(pipeline: Pipeline, *, records: int | None, repetitions: int, kinds: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
     """Yields a result of each kind. InputError where 8n records are not there, or for an unknown kind."""
+    kinds = kinds or tuple(MAKERS)
     if unknown := [kind for kind in kinds if kind not in MAKERS]:
         raise InputError(f"bench growth: stage {unknown[0]!r}, expected {', '.join(MAKERS)}")
     for kind in kinds:

@@ -19,7 +19,7 @@ def table(rows: Sequence[Mapping[str, Any]], *, title: str) -> str:
         grid.add_column(column, justify="right", no_wrap=True)
     grid.add_column("n", justify="right")
     for row in rows:
-        grid.add_row(row["name"], *(_cell(row["metrics"].get(column)) for column in COLUMNS), str(row["n"]))
+        grid.add_row(row["name"], *(cell(row["metrics"].get(column)) for column in COLUMNS), str(row["n"]))
     return _text(grid)
 
 
@@ -32,7 +32,7 @@ def tasks(
     for task, metric in metrics.items():
         grid.add_column(f"{task} ({metric})", justify="right", no_wrap=True)
     for name, row in rows.items():
-        grid.add_row(name, *(_cell(row[task]["metrics"][metric]) if task in row else "–" for task, metric in metrics.items()))
+        grid.add_row(name, *(cell(row[task]["metrics"][metric]) if task in row else "–" for task, metric in metrics.items()))
     sizes = [next((row[task]["n"] for row in rows.values() if task in row), 0) for task in metrics]
     grid.add_row("questions", *(f"{size:,}" for size in sizes), end_section=True)
     for name, figures in paper.items():
@@ -51,8 +51,8 @@ def retrieval(name: str, found: Mapping[str, Any]) -> str:
     if difference:
         grid.add_column("difference", justify="right", no_wrap=True)
     for key in next(iter(found["systems"].values())):
-        cells = [_cell(row[key]) for row in found["systems"].values()]
-        grid.add_row(key, *cells, *([_signed(difference[key])] if difference else []))
+        cells = [cell(row[key]) for row in found["systems"].values()]
+        grid.add_row(key, *cells, *([signed(difference[key])] if difference else []))
     return _text(grid)
 
 
@@ -63,7 +63,7 @@ def differences(pairs: Mapping[str, Mapping[str, Any]]) -> str:
         grid.add_column(column, no_wrap=True)
     for name, by_metric in pairs.items():
         for metric, value in by_metric.items():
-            grid.add_row(name, metric, _signed(value))
+            grid.add_row(name, metric, signed(value))
     return _text(grid)
 
 
@@ -77,14 +77,21 @@ def stages(seconds: Mapping[str, float]) -> str:
     return _text(grid)
 
 
-def _cell(value: Mapping[str, Any] | None) -> str:
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """A table, its head first."""
+    return "\n".join("| " + " | ".join(line) + " |" for line in (rows[0], ("---",) * len(rows[0]), *rows[1:]))
+
+
+def cell(value: Mapping[str, Any] | None) -> str:
+    """Mean and interval in percent."""
     if value is None:
         return "–"
     low, high = value["ci95"]
     return f"{100 * value['mean']:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
-def _signed(value: Mapping[str, Any]) -> str:
+def signed(value: Mapping[str, Any]) -> str:
+    """A difference and its interval in points."""
     low, high = value["ci95"]
     return f"{100 * value['mean']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from radit_jax.models.attention import FAR, Keys, attend, distances
-from radit_jax.models.layers import Linear, as_bits, contract, from_bits, rope_frequencies, rope_tables
+from radit_jax.models.layers import Linear, as_bits, contract, for_cpu, from_bits, rope_frequencies, rope_tables
 from radit_jax.models.lm import LM, KVCache
 
 
@@ -42,7 +42,8 @@ class ApartLM:
         self.lm = lm
         graphdef, stacked = nnx.split(lm.blocks)
         leaves, treedef = jax.tree.flatten(stacked)
-        self.blocks = [_turned(nnx.merge(graphdef, treedef.unflatten(layer))) for layer in zip(*map(_layers, leaves))]
+        blocks = [nnx.merge(graphdef, treedef.unflatten(layer)) for layer in zip(*map(_layers, leaves))]
+        self.blocks = [_turned(block) for block in blocks] if for_cpu() else blocks
 
     def decode_step(self, tokens_B: jax.Array, positions_B: jax.Array, cache: ApartCache) -> tuple[jax.Array, ApartCache]:
         """Logits (B, V) after one more token in every row, and the cache with it."""

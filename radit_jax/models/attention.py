@@ -26,6 +26,7 @@ class Segments:
     """Rows of sequences side by side: a token sees its own segment. Segment 0 is padding, which sees nothing and is seen by none."""
 
     ids_BxT: jax.Array  # int32
+    most: int | None = dataclasses.field(default=None, metadata={"static": True})  # segments of a row, padding among them, where known
 
     @property
     def real_BxT(self) -> jax.Array:

@@ -5,12 +5,15 @@ compiled for hardware that is not there gets that hardware's kernel:
 
 - "splash", on TPU: `jax.experimental.pallas.ops.tpu.splash_attention`. It takes segment ids, causal and sliding-window masks and grouped
   query heads as they are, and skips the blocks that the mask empties.
-- "triton", on GPU: `jax.experimental.pallas.ops.gpu.attention`. It takes segment ids; keys and values of a group are repeated for its query
-  heads (linear in T). Not cuDNN: through `jax.nn.dot_product_attention` it would get the segments as a dense (B, 1, T, T) bias, which is
-  what a flash kernel is to avoid, and it knows no float32.
+- "cudnn", on GPU of the Hopper generation and later: cuDNN's, which is given the segments as ragged sequences and reads nothing between
+  them. JAX's public `jax.nn.dot_product_attention` would hand them over as a dense (B, 1, T, T) bias, so its inner function is called. It
+  knows no float32.
+- "triton", on any GPU, and where cuDNN cannot: `jax.experimental.pallas.ops.gpu.attention`. It takes segment ids; keys and values of a
+  group are repeated for its query heads (linear in T).
 
 Packed instances are contiguous in a row with positions ascending, so that causal by index among equal segment ids is causal by position.
-Padding (segment 0) sees itself: finite, and seen by nothing else. What a kernel cannot do (`obstacle`) is read by the reference.
+Padding (segment 0) sees itself: finite, and seen by nothing else. What a kernel cannot do (`obstacle`) is read by the next one of its
+platform, and in the end by the reference.
 """
 
 from __future__ import annotations
@@ -28,13 +31,16 @@ from radit_jax.errors import InputError
 from radit_jax.sharding import DATA, MODEL
 
 if TYPE_CHECKING:
+    from radit_jax.models.attention import Segments
     from radit_jax.models.lm import LmConfig
 
 REFERENCE = "reference"
 INTERPRETED = "_interpreted"  # the kernel run by Pallas's interpreter: on any platform, slowly, for tests
-KINDS = (REFERENCE, "splash", "triton", "splash" + INTERPRETED, "triton" + INTERPRETED)
-PLATFORMS = {"tpu": "splash", "gpu": "triton", "cuda": "triton"}  # as a device names its platform; elsewhere the reference
-BLOCK = 128  # tokens: the smallest tile of either kernel
+KINDS = (REFERENCE, "splash", "cudnn", "triton", "splash" + INTERPRETED, "triton" + INTERPRETED)
+# As a device names its platform: its kernels, the first that can is taken; elsewhere the reference.
+PLATFORMS = {"tpu": ("splash",), "gpu": ("cudnn", "triton"), "cuda": ("cudnn", "triton")}
+BLOCK = 128  # tokens: the smallest tile of splash and triton
+RAGGED = 16  # tokens of a segment on average, below which a row has too many for cuDNN's tables
 SPLASH_BLOCKS = (512, 256, BLOCK)  # the largest that divides the row
 
 
@@ -46,23 +52,22 @@ def kernel_for(platform: str, setting: str = "auto") -> str:
 
     InputError for a kernel that does not exist, or not on this platform.
     """
-    own = PLATFORMS.get(platform, REFERENCE)
+    own = (*PLATFORMS.get(platform, ()), REFERENCE)
     if setting not in ("auto", *KINDS):
-        raise InputError(f"lm.attention is {setting!r}, expected auto, {REFERENCE}, splash (TPU) or triton (GPU)")
-    if setting in PLATFORMS.values() and setting != own:
-        expected = " or ".join(dict.fromkeys(("auto", REFERENCE, own)))
-        raise InputError(f"lm.attention is {setting!r}, which does not run on {platform}; expected {expected}")
-    return own if setting == "auto" else setting
+        raise InputError(f"lm.attention is {setting!r}, expected auto, {REFERENCE}, splash (TPU), cudnn or triton (GPU)")
+    if setting not in ("auto", *own) and not setting.endswith(INTERPRETED):
+        raise InputError(f"lm.attention is {setting!r}, which does not run on {platform}; expected {' or '.join(('auto', *own))}")
+    return own[0] if setting == "auto" else setting
 
 
-def choose(platform: str, config: LmConfig, row_length: int, model: int = 1) -> str:
-    """What reads rows of this length on this platform, with heads over `model` devices: a kernel's name, or "reference"."""
-    kernel = kernel_for(platform)
-    return REFERENCE if obstacle(kernel, config, row_length, model) else kernel
+def choose(kernel: str, config: LmConfig, row_length: int, model: int = 1) -> str:
+    """What reads rows of this length, with heads over `model` devices: the kernel, the next one of its platform, or "reference"."""
+    kernels = next((names[names.index(kernel) :] for names in PLATFORMS.values() if kernel in names), (kernel,))
+    return next((name for name in kernels if not obstacle(name, config, row_length, model)), REFERENCE)
 
 
 def obstacle(kernel: str, config: LmConfig, row_length: int, model: int = 1) -> str | None:
-    """Why such rows are left to the reference; None where `kernel` reads them (or is the reference)."""
+    """Why `kernel` does not read such rows; None where it does (or is the reference)."""
     if kernel == REFERENCE:
         return None
     reaches = _reaches(config, row_length)
@@ -70,8 +75,12 @@ def obstacle(kernel: str, config: LmConfig, row_length: int, model: int = 1) -> 
         return f"rows of {row_length} tokens are not a multiple of {BLOCK}"
     if len(reaches) > 1:
         return "the layers' sliding windows differ"
-    if kernel.startswith("triton") and reaches != {None}:
-        return f"the kernel for GPUs knows no sliding window, and the layers have one of {max(reaches)} tokens"
+    if kernel == "cudnn" and config.dtype != "bfloat16":
+        return f"cuDNN's kernel knows no {config.dtype}"
+    if kernel == "cudnn" and not _hopper():
+        return "cuDNN's kernel for ragged rows is for the Hopper generation and later"
+    if kernel.startswith(("cudnn", "triton")) and reaches != {None}:
+        return f"the kernel for GPUs is given no sliding window, and the layers have one of {max(reaches)} tokens"
     if config.heads % math.lcm(config.kv_heads, model):
         return f"{config.heads} heads in {config.kv_heads} groups do not divide over {model} devices"
     return None
@@ -82,14 +91,23 @@ def whole_blocks(length: int) -> int:
     return -(-length // BLOCK) * BLOCK
 
 
-def reader(config: LmConfig, segment_ids_BxT: jax.Array) -> Callable[[jax.Array, jax.Array, jax.Array], jax.Array] | None:
+def reader(config: LmConfig, rows: Segments) -> Callable[[jax.Array, jax.Array, jax.Array], jax.Array] | None:
     """Attention within these rows as a function of q (B, G, R, T, h) and k, v (B, G, T, h); None where the reference must read them."""
-    row_length = segment_ids_BxT.shape[-1]
+    row_length = rows.ids_BxT.shape[-1]
     model = jax.sharding.get_abstract_mesh().shape.get(MODEL, 1)
-    if config.attention == REFERENCE or obstacle(config.attention, config, row_length, model):
+    kernel = choose(config.attention, config, row_length, model)
+    if kernel == REFERENCE:
         return None
     (window,) = _reaches(config, row_length)
-    return functools.partial(attend, segment_ids_BxT=segment_ids_BxT, kernel=config.attention, window=window, dtype=config.dtype)
+    how = {"kernel": kernel, "window": window, "most": rows.most, "dtype": config.dtype}
+    return functools.partial(attend, segment_ids_BxT=rows.ids_BxT, **how)
+
+
+@functools.cache
+def _hopper() -> bool:
+    """Whether all GPUs here are of that generation or a later one."""
+    found = [device.compute_capability for device in jax.local_devices() if device.platform == "gpu"]
+    return bool(found) and all(int(capability.split(".")[0]) >= 9 for capability in found)
 
 
 def _reaches(config: LmConfig, row_length: int) -> set[int | None]:
@@ -108,14 +126,17 @@ def attend(
     segment_ids_BxT: jax.Array,
     kernel: str,
     window: int | None = None,
+    most: int | None = None,
     dtype: str,
 ) -> jax.Array:
     """softmax(q k / sqrt(h)) v within rows, causal, within segments, less than `window` tokens back. (B, G, R, T, h) in `dtype`.
 
+    `most` segments are in a row, padding counted as one, where that is known (cuDNN is given a table of them).
+
     XLA cannot partition a kernel: under a mesh (`jax.set_mesh`) every device runs it on its own rows ("data") and groups ("model").
     """
     name = kernel.removesuffix(INTERPRETED)
-    run = functools.partial(KERNELS[name], window=window, interpret=kernel != name)
+    run = functools.partial(KERNELS[name], window=window, **({"most": most} if name == "cudnn" else {"interpret": kernel != name}))
     if dtype == "float32":  # is meant: no TF32 (GPU), no single bfloat16 pass (TPU)
         run = functools.partial(_exact, run)
     q, k, v = (x.astype(dtype) for x in (q_BxGxRxTxh, k_BxGxTxh, v_BxGxTxh))
@@ -164,7 +185,46 @@ def _triton(q_BxGxRxTxh, k_BxGxTxh, v_BxGxTxh, segment_ids_BxT, *, window: None,
     return out.swapaxes(1, 2).reshape(B, G, R, T, h)
 
 
-KERNELS = {"splash": _splash, "triton": _triton}
+def _cudnn(q_BxGxRxTxh, k_BxGxTxh, v_BxGxTxh, segment_ids_BxT, *, window: None, most: int | None) -> jax.Array:
+    from jax._src.cudnn import fused_attention_stablehlo as cudnn
+
+    B, G, R, T, h = q_BxGxRxTxh.shape
+
+    def read(q, k, v, ids_BxT):
+        starts_BxM1, lengths_BxM = ragged(ids_BxT, most or max(T // RAGGED, 2))
+        out = cudnn.dot_product_attention(
+            q.reshape(B, G * R, T, h).swapaxes(1, 2), k.swapaxes(1, 2), v.swapaxes(1, 2),
+            q_seqlen=lengths_BxM, kv_seqlen=lengths_BxM, q_offsets=starts_BxM1, kv_offsets=starts_BxM1,
+            scale=h**-0.5, mask_type=cudnn.MaskType.PADDING_CAUSAL,
+        )  # fmt: skip
+        return out.swapaxes(1, 2).reshape(B, G, R, T, h)
+
+    if most is not None:
+        return read(q_BxGxRxTxh, k_BxGxTxh, v_BxGxTxh, segment_ids_BxT)
+    # A row of very short segments has more than the table holds: seldom, and not to be wrong then.
+    fits = jnp.all(_segment_numbers(segment_ids_BxT)[:, -1] < max(T // RAGGED, 2))
+    otherwise = functools.partial(_triton, window=None, interpret=False)
+    return jax.lax.cond(fits, read, otherwise, q_BxGxRxTxh, k_BxGxTxh, v_BxGxTxh, segment_ids_BxT)
+
+
+def ragged(segment_ids_BxT: jax.Array, most: int) -> tuple[jax.Array, jax.Array]:
+    """(starts_BxM1, lengths_BxM), int32, of the at most `most` runs of equal ids in each row, padding being one; −1 where there is none.
+
+    starts have one column more, as cuDNN wants them.
+    """
+    of_segment_BxTxM = _segment_numbers(segment_ids_BxT)[..., None] == jnp.arange(most)[None, None]
+    lengths_BxM = jnp.sum(of_segment_BxTxM, axis=1, dtype=jnp.int32)
+    starts_BxM = jnp.cumsum(lengths_BxM, axis=1) - lengths_BxM
+    starts_BxM, lengths_BxM = (jnp.where(lengths_BxM > 0, x, -1) for x in (starts_BxM, lengths_BxM))
+    return jnp.pad(starts_BxM, [(0, 0), (0, 1)], constant_values=-1), lengths_BxM
+
+
+def _segment_numbers(segment_ids_BxT: jax.Array) -> jax.Array:
+    """Of each token, how many segments stand before its own."""
+    return jnp.cumsum(jnp.diff(segment_ids_BxT, axis=1, prepend=segment_ids_BxT[:, :1]) != 0, axis=1, dtype=jnp.int32)
+
+
+KERNELS = {"splash": _splash, "cudnn": _cudnn, "triton": _triton}
 
 
 # -- float32 ----------------------------------------------------------------------------------------------------------------------------

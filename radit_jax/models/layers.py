@@ -25,48 +25,50 @@ DOT = "dot"  # the name under which the remat policy "dots" keeps the outputs of
 # -- contraction --------------------------------------------------------------------------------------------------------------------
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 3))
-def contract(spec: str, a: jax.Array, b: jax.Array, dtype: str) -> jax.Array:
-    """Two-operand einsum: operands in `dtype`, sums and result in float32; the same holds for both dots of its gradient.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 3, 4))
+def contract(spec: str, a: jax.Array, b: jax.Array, dtype: str, out: str = "float32") -> jax.Array:
+    """Two-operand einsum: operands in `dtype`, sums in float32, result in `out`; the same holds for both dots of its gradient.
 
     Plain autodiff would feed the float32 cotangent into a dot with a bfloat16 operand, which XLA widens: twice slower on CPUs,
     and no use of the matrix units elsewhere. Every letter of an operand must be in the other operand or in the result.
     """
     # Where float32 is asked for, it is meant: no TF32 (GPU) and no single bfloat16 pass (TPU).
     precision = jax.lax.Precision.HIGHEST if dtype == "float32" else None
-    return jnp.einsum(spec, a.astype(dtype), b.astype(dtype), precision=precision, preferred_element_type=jnp.float32)
+    # Matrix units sum in float32 and round what they write; a CPU's library sums in what it writes, and there float32 is faster too.
+    written = "float32" if dtype == "float32" or for_cpu() else out
+    return jnp.einsum(spec, a.astype(dtype), b.astype(dtype), precision=precision, preferred_element_type=written).astype(out)
 
 
-def _contract_forward(spec, a, b, dtype):
-    return contract(spec, a, b, dtype), (a, b)
+def _contract_forward(spec, a, b, dtype, out):
+    return contract(spec, a, b, dtype, out), (a, b)
 
 
-def _contract_backward(spec, dtype, operands, cotangent):
+def _contract_backward(spec, dtype, out, operands, cotangent):
     a, b = operands
-    operands, out = spec.split("->")
+    operands, letters = spec.split("->")
     a_letters, b_letters = operands.split(",")
-    a_bar = _contract_into(a_letters, (out, cotangent), (b_letters, b), dtype)
-    b_bar = _contract_into(b_letters, (a_letters, a), (out, cotangent), dtype)
-    return a_bar.astype(a.dtype), b_bar.astype(b.dtype)
+    a_bar = _contract_into(a_letters, (letters, cotangent), (b_letters, b), dtype, a.dtype.name)
+    b_bar = _contract_into(b_letters, (a_letters, a), (letters, cotangent), dtype, b.dtype.name)
+    return a_bar, b_bar
 
 
-def _contract_into(letters: str, left: tuple[str, jax.Array], right: tuple[str, jax.Array], dtype: str) -> jax.Array:
+def _contract_into(letters: str, left: tuple[str, jax.Array], right: tuple[str, jax.Array], dtype: str, out: str) -> jax.Array:
     """Contracts to `letters` with the operand first that owns its first unshared letter, so that the result needs no transposition.
 
     XLA folds a transposed result into a dot form that its CPU runtime refuses in mixed bfloat16 / float32.
     """
     first = next(letter for letter in letters if not (letter in left[0] and letter in right[0]))
     (a_letters, a), (b_letters, b) = (left, right) if first in left[0] else (right, left)
-    return contract(f"{a_letters},{b_letters}->{letters}", a, b, dtype)
+    return contract(f"{a_letters},{b_letters}->{letters}", a, b, dtype, out)
 
 
 contract.defvjp(_contract_forward, _contract_backward)
 
 
-def dot(x: jax.Array, kernel: jax.Array, dtype: str, *, transposed: bool = False) -> jax.Array:
-    """x (..., in) @ kernel (in, out), or (out, in) if `transposed`; operands in `dtype`, result in float32."""
+def dot(x: jax.Array, kernel: jax.Array, dtype: str, out: str = "float32", *, transposed: bool = False) -> jax.Array:
+    """x (..., in) @ kernel (in, out), or (out, in) if `transposed`; operands in `dtype`, sums in float32, result in `out`."""
     rows = "abcdef"[: x.ndim - 1]
-    return contract(f"{rows}x,{'yx' if transposed else 'xy'}->{rows}y", x, kernel, dtype)
+    return contract(f"{rows}x,{'yx' if transposed else 'xy'}->{rows}y", x, kernel, dtype, out)
 
 
 def as_bits(x: jax.Array) -> jax.Array:
@@ -145,8 +147,8 @@ class Linear(nnx.Module):
         return checkpoint_name(y.astype(self.dtype), DOT)
 
     def product(self, x: jax.Array) -> jax.Array:
-        """x @ kernel, float32."""
-        return dot(x, self.kernel[...], self.dtype)
+        """x @ kernel, in the compute dtype; float32 where a bias is still to be added."""
+        return dot(x, self.kernel[...], self.dtype, self.dtype if self.bias is None else "float32")
 
 
 class Embed(nnx.Module):

@@ -174,7 +174,7 @@ class LM(nnx.Module):
             raise ValueError(f"capacity ({capacity}) is less than the prompt's width ({T})")
         positions_BxT = jnp.broadcast_to(jnp.arange(T, dtype=jnp.int32)[None], (B, T))
         read_BxT = positions_BxT < lengths_B[:, None]
-        rows = Segments(read_BxT.astype(jnp.int32))
+        rows = Segments(read_BxT.astype(jnp.int32), most=2)
         hidden, k, v = self._forward(tokens_BxT, positions_BxT, rows, None, collect=True)
         room = [(0, 0), (0, 0), (0, 0), (0, capacity - T), (0, 0)]
         slots_BxS = jnp.pad(jnp.where(read_BxT, positions_BxT, -1), [(0, 0), (0, capacity - T)], constant_values=-1)
@@ -199,7 +199,7 @@ class LM(nnx.Module):
         """The one forward pass. Keys and values of the new tokens (L, B, G, T, h) are returned only if `collect`."""
         c = self.config
         rope = rope_tables(positions_BxT, rope_frequencies(c.head_dim, c.rope_theta, c.rope_scaling))
-        kernel = flash.reader(c, rows.ids_BxT) if cache is None and isinstance(rows, Segments) else None
+        kernel = flash.reader(c, rows) if cache is None and isinstance(rows, Segments) else None
         own_BxTxT = past_BxTxS = None
         if kernel is None:
             own_BxTxT = distances(positions_BxT, positions_BxT, rows.visible_BxTxT())

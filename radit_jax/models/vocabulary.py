@@ -10,10 +10,11 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from radit_jax.models.layers import contract, dot
+from radit_jax.models.layers import contract, dot, for_cpu
 from radit_jax.sharding import DATA
 
-BLOCK_LOGITS = 1 << 22  # logits that a device holds at once
+# Logits that a device holds at once. A CPU keeps them near its caches; an accelerator reads the whole head for every block.
+CPU_LOGITS, LOGITS = 1 << 22, 1 << 27
 
 
 @jax.tree_util.register_dataclass
@@ -62,7 +63,8 @@ class Head:
     def block(self, rows: int, positions: int) -> int:
         """Positions of each row whose logits are there at once."""
         rows = max(rows // jax.sharding.get_abstract_mesh().shape.get(DATA, 1), 1)  # on each device
-        return min(positions, max(BLOCK_LOGITS // (rows * self.vocab_size) // 8 * 8, 8))
+        most = CPU_LOGITS if for_cpu() else LOGITS
+        return min(positions, max(most // (rows * self.vocab_size) // 8 * 8, 8))
 
 
 def in_blocks(array_BxPx: jax.Array, block: int) -> jax.Array:

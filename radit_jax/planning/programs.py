@@ -183,8 +183,7 @@ def _lm(c: ConfigDict, mesh: Mesh, settings: Settings, *, rows: int, param_dtype
     sharding.check_lm(mesh, config)
     wanted = c.lm.attention if settings.attention == "auto" else settings.attention
     kernel = flash.kernel_for(mesh.devices.flat[0].platform, wanted)
-    reads = flash.REFERENCE if flash.obstacle(kernel, config, rows, mesh.shape[MODEL]) else kernel
-    return dataclasses.replace(config, attention=reads)
+    return dataclasses.replace(config, attention=flash.choose(kernel, config, rows, mesh.shape[MODEL]))
 
 
 def _attention(config: LmConfig) -> str:

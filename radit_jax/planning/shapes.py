@@ -14,6 +14,7 @@ from huggingface_hub import hf_hub_download
 
 from radit_jax.errors import InputError
 from radit_jax.models.encoder import EncoderConfig
+from radit_jax.models.layers import RopeScaling
 from radit_jax.models.lm import LmConfig
 from radit_jax.weights import encoder as encoders
 from radit_jax.weights.gguf import GgufFile, config_from_gguf
@@ -36,7 +37,11 @@ LMS: Mapping[str, Mapping[str, Any]] = {
     "meta-llama/Meta-Llama-3-8B": _llama(
         4096, 32, 32, 14_336, vocab_size=128_256, kv_heads=8, rope_theta=500_000.0, norm_eps=1e-5, max_positions=8192
     ),
-}
+    "meta-llama/Llama-3.2-1B": _llama(
+        2048, 16, 32, 8192, vocab_size=128_256, kv_heads=8, head_dim=64, rope_theta=500_000.0, norm_eps=1e-5, tied=True,
+        rope_scaling=RopeScaling("llama3", factor=32.0), max_positions=131_072,
+    ),
+}  # fmt: skip
 BERT_BASE = {"vocab_size": 30_522, "width": 768, "layers": 12, "heads": 12, "mlp_width": 3072}
 ENCODERS: Mapping[str, Mapping[str, Any]] = {
     "facebook/dragon-plus-query-encoder": BERT_BASE,

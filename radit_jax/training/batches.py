@@ -16,13 +16,14 @@ from radit_jax.data.padding import bucket
 from radit_jax.errors import InputError
 from radit_jax.types import Example, Instance, LmBatch, LsrBatch, Passage, Retrieved
 
-OWN_TEXT = -1  # in place of a passage number: the example's own background
+OWN_TEXT, NO_TEXT = -1, -2  # in place of a passage number: the example's own background; none
 
 
 class PassageInstances:
     """LM-ft instances as a random-access source: each of an example's first k~ passages its own instance (Eq. 3).
 
     An example with a text of its own gets one instance with that text as background, before those of its passages (SPEC section 3).
+    With no passages at all an example is asked alone: instruction tuning without retrieval, the paper's "IT".
     """
 
     def __init__(
@@ -30,7 +31,7 @@ class PassageInstances:
     ):
         self.retrieved, self.maker, self.output_slots = retrieved, maker, output_slots
         own = [(i, OWN_TEXT) for i, example in enumerate(examples) if example.background is not None]
-        found = [(i, j) for i, example in enumerate(examples) if example.retrieve for j in range(passages)]
+        found = [(i, j) for i, example in enumerate(examples) if example.retrieve for j in (range(passages) if passages else (NO_TEXT,))]
         self.pairs = np.asarray(sorted(own + found), np.int32).reshape(-1, 2)
         self.ids = [example.id for example in examples]
 
@@ -41,7 +42,7 @@ class PassageInstances:
         i, j = (int(x) for x in self.pairs[int(n)])
         member = self.retrieved[i]
         example = member.example
-        background = example.background if j == OWN_TEXT else member.passages[j].content
+        background = {OWN_TEXT: example.background, NO_TEXT: None}.get(j) if j < 0 else member.passages[j].content
         instance = self.maker.instance(example.id, example.prompt, background, example.target, close=True)
         return packing.features(instance, int(n), self.maker.max_tokens, self.output_slots)
 

@@ -25,6 +25,7 @@ class OptimizerOptions:
     eps: float = 1e-8
     weight_decay: float = 0.0  # open in the paper; matrices only
     clip_norm: float = 1.0  # global gradient norm; open in the paper
+    moment_dtype: Literal["float32", "bfloat16"] = "float32"  # of the first moment, where memory is short
 
 
 def schedule(options: OptimizerOptions, steps: int) -> optax.Schedule:
@@ -44,10 +45,18 @@ def schedule(options: OptimizerOptions, steps: int) -> optax.Schedule:
 
 def make_optimizer(options: OptimizerOptions, steps: int) -> optax.GradientTransformation:
     """clip by global norm → AdamW on the schedule; decay acts on arrays named `kernel` or `embedding` alone."""
+    if options.moment_dtype not in ("float32", "bfloat16"):
+        raise InputError(f"optimizer.moment_dtype is {options.moment_dtype!r}, expected float32 or bfloat16")
     return optax.chain(
         optax.clip_by_global_norm(options.clip_norm),
         optax.adamw(
-            schedule(options, steps), b1=options.b1, b2=options.b2, eps=options.eps, weight_decay=options.weight_decay, mask=_is_matrix
+            schedule(options, steps),
+            b1=options.b1,
+            b2=options.b2,
+            eps=options.eps,
+            mu_dtype=options.moment_dtype,
+            weight_decay=options.weight_decay,
+            mask=_is_matrix,
         ),
     )
 

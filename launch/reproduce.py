@@ -1,0 +1,28 @@
+"""The paper's tables at the scale of a config: systems by numbers of passages and seeds, and its ablations. Resumable.
+
+python launch/reproduce.py --config=configs/radit.py:nq_wiki --workdir=runs/nq_wiki [--parts=dual,instruction,passages,ensemble,target] [--seeds=0,1,2]
+"""
+
+from absl import flags
+
+from radit_jax import command
+
+CONFIG = command.config_flag()
+PARTS = flags.DEFINE_list("parts", None, "Which tables; default: all (dual, instruction, passages, ensemble, target).")
+SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds of every training.")
+
+
+def main(arguments: list[str]) -> None:
+    command.no_more(arguments)
+    if not all(seed.isdigit() for seed in SEEDS.value):
+        raise command.InputError(f"--seeds is {','.join(SEEDS.value)!r}, expected numbers as 0,1,2")
+    from radit_jax import reproduction
+
+    pipeline = command.pipeline(CONFIG)
+    pipeline.check_batches()
+    value = reproduction.make(pipeline.config, pipeline.workdir, PARTS.value or list(reproduction.PARTS), list(map(int, SEEDS.value)))
+    print(reproduction.text(value))
+
+
+if __name__ == "__main__":
+    command.run(main)

@@ -1,0 +1,164 @@
+"""The paper's tables at the scale of a config (launch/reproduce.py): systems, numbers of passages, seeds, and its ablations.
+
+A part is a question; its cells are (variant of the config, system, k). All cells of all parts are artifacts of one workdir, so that what two
+parts share is made once and a stopped sweep goes on. An LM or encoder that is trained is trained once a seed.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import itertools
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from radit_jax import artifacts, distributed
+from radit_jax.errors import InputError
+from radit_jax.evaluation import metrics, report
+from radit_jax.logbook import say
+from radit_jax.pipeline import Pipeline
+from radit_jax.table import ROWS, System, row
+
+SYSTEMS: Mapping[str, System] = {**ROWS, "LM-ft, no retrieval": (True, None)}
+FILE = "reproduction.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """One table: `variants` are names with changes of the config's fields; ks () is config.evaluate.k alone."""
+
+    about: str
+    variants: Mapping[str, Mapping[str, Any]]
+    systems: Sequence[str]
+    ks: Sequence[int] = ()
+
+
+_EQ4 = {"lsr_ft.prior": 0.0, "lsr_ft.optimizer.peak_lr": 1e-5}
+PARTS: Mapping[str, Part] = {
+    "dual": Part("the dual ablation", {"": {}}, tuple(ROWS), (1, 3, 5, 10)),
+    "instruction": Part(
+        "tuning without passages (IT) against tuning with them (RA-IT)",
+        {"IT": {"lm_ft.passages": 0}, "RA-IT": {}},
+        ("LM-ft, no retrieval", "LM-ft only"),
+        (1, 3, 10),
+    ),
+    "passages": Part("training instances per example, k~", {f"k~ = {n}": {"lm_ft.passages": n} for n in (1, 3, 5)}, ("LM-ft only",)),
+    "ensemble": Part(
+        "how passages come together",
+        {level: {"evaluate.level": level} for level in ("sequence", "token", "concat")},
+        ("neither tuned", "both"),
+    ),
+    "target": Part(
+        "what R-ft learns from",
+        {
+            "posterior": {},
+            "prob, τ = 0.01, KL(p_R ‖ target)": {
+                **_EQ4, "lsr_ft.score": "prob", "lsr_ft.tau": 0.01, "lsr_ft.direction": "retriever_first",
+            },
+            "log-prob, τ = 1, KL(p_R ‖ target)": {**_EQ4, "lsr_ft.direction": "retriever_first"},
+            "mean log-prob, τ = 0.1, KL(target ‖ p_R)": {**_EQ4, "lsr_ft.score": "mean_logprob", "lsr_ft.tau": 0.1},
+            "posterior of the tuned LM": {"lsr_ft.scorer": "tuned"},
+        },
+        ("R-ft only", "both"),
+    ),
+}  # fmt: skip
+
+
+def make(config: ConfigDict, workdir: str | Path, parts: Sequence[str], seeds: Sequence[int]) -> dict[str, Any]:
+    """Makes (or opens) all cells of the parts, and returns them as data; also in `workdir/reproduction.json`, written after every variant."""
+    if unknown := [name for name in parts if name not in PARTS]:
+        raise InputError(f"--parts names {unknown[0]!r}, expected some of {', '.join(PARTS)}")
+    workdir, cells = Path(workdir), []
+    value: dict[str, Any] = {"cells": cells, "seconds": {}, "config": config.to_dict()}
+    for seed, name in itertools.product(seeds, parts):
+        for variant, changes in PARTS[name].variants.items():
+            pipeline = Pipeline(changed(config, {"seed": seed, **changes}), workdir)
+            cells += _cells(pipeline, name, variant, seed)
+            value["seconds"].setdefault(f"{name}{', ' * bool(variant)}{variant}", {})[seed] = pipeline.seconds
+            if distributed.leads():
+                artifacts.write_json(workdir / FILE, value)
+    return value
+
+
+def changed(config: ConfigDict, changes: Mapping[str, Any]) -> ConfigDict:
+    """The config with some fields, by their dotted names, replaced."""
+    found = copy.deepcopy(config)
+    found.update_from_flattened_dict(changes)
+    return found
+
+
+def _cells(pipeline: Pipeline, part: str, variant: str, seed: int) -> Iterator[dict[str, Any]]:
+    """The cells of one variant, the untuned LM's first: one LM is held at a time."""
+    c = pipeline.config.evaluate
+    for system in sorted(PARTS[part].systems, key=lambda system: SYSTEMS[system][0]):
+        closed = SYSTEMS[system][1] is None
+        for k in (c.k,) if closed else PARTS[part].ks or (c.k,):
+            asked = changed(c, {"k": k})
+            folder = row(pipeline, system, SYSTEMS[system], asked).path
+            per_question = json.loads((folder / "per_question.json").read_text())
+            cell = {"part": part, "variant": variant, "system": system, "k": 0 if closed else k, "seed": seed, "per_question": per_question}
+            means = {name: round(100 * float(np.mean(values)), 1) for name, values in per_question.items()}
+            say(f"{part} {variant} seed {seed}: {system}, k = {cell['k']}: {means}")
+            yield cell
+
+
+# -- tables -----------------------------------------------------------------------------------------------------------------------------
+
+
+def text(value: Mapping[str, Any]) -> str:
+    """Every part as a table: means over questions and seeds, intervals over questions, and how far the seeds lie apart."""
+    parts = dict.fromkeys(cell["part"] for cell in value["cells"])
+    return "\n\n".join(_table(name, [cell for cell in value["cells"] if cell["part"] == name]) for name in parts)
+
+
+def _table(part: str, cells: Sequence[Mapping[str, Any]]) -> str:
+    rows = [("variant", "system", "k", *report.COLUMNS, "em by seed")]
+    for (variant, system, k), of_cell in grouped(cells).items():
+        shown = [report.cell(summary(of_cell, metric)) for metric in report.COLUMNS]
+        seeds = " / ".join(f"{100 * np.mean(cell['per_question']['em']):.1f}" for cell in of_cell)
+        rows.append((variant or "–", system, str(k) if k else "–", *shown, seeds))
+    lines = [f"{part}: {PARTS[part].about}", report.markdown(rows)]
+    return "\n".join(lines + [f"{name}: {report.signed(found)}" for name, found in differences(cells).items()])
+
+
+def grouped(cells: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str, int], list[Mapping[str, Any]]]:
+    """{(variant, system, k): its cells, one a seed}."""
+    found: dict[tuple[str, str, int], list[Mapping[str, Any]]] = {}
+    for cell in cells:
+        found.setdefault((cell["variant"], cell["system"], cell["k"]), []).append(cell)
+    return found
+
+
+def summary(cells: Sequence[Mapping[str, Any]], metric: str) -> dict[str, Any] | None:
+    """Mean and 95 % bootstrap interval over questions of a metric, each question's being its mean over seeds."""
+    if metric not in cells[0]["per_question"]:
+        return None
+    return metrics.summarize({metric: _by_question(cells, metric)})[metric]
+
+
+def differences(cells: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Paired differences of exact match and recall@1 between what the part compares, at every k, for the seeds that both have."""
+    found, by_cell = {}, grouped(cells)
+    variants = list(dict.fromkeys(variant for variant, _, _ in by_cell))
+    pairs = [(variants[0], after, before) for after, before in itertools.combinations(reversed(SYSTEMS), 2)] if len(variants) == 1 else []
+    compared = [((variant, after), (variant, before)) for variant, after, before in pairs]
+    systems = dict.fromkeys(system for _, system, _ in by_cell)
+    compared += [((after, system), (variants[0], system)) for after in variants[1:] for system in systems]
+    for (after, before), metric in itertools.product(compared, ("em", "recall@1")):
+        for k in sorted({k for _, _, k in by_cell}):
+            pair = [by_cell.get((*one, k)) for one in (after, before)]
+            if all(pair) and all(metric in cells[0]["per_question"] for cells in pair):
+                name = " − ".join(one[1] if len(variants) == 1 else f"{one[0]}, {one[1]}" for one in (after, before))
+                values = [_by_question(of_cell, metric) for of_cell in pair]
+                if metric == "em" or k == max(k for _, _, k in by_cell):  # recall does not hang on k
+                    found[f"{name}, {metric}, k = {k}"] = metrics.paired_difference(*values)
+    return found
+
+
+def _by_question(cells: Sequence[Mapping[str, Any]], metric: str) -> list[float]:
+    return np.mean([cell["per_question"][metric] for cell in cells], axis=0).tolist()
