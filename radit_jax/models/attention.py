@@ -26,7 +26,7 @@ class Segments:
     """Rows of sequences side by side: a token sees its own segment. Segment 0 is padding, which sees nothing and is seen by none."""
 
     ids_BxT: jax.Array  # int32
-    most: int | None = dataclasses.field(default=None, metadata={"static": True})  # segments of a row, padding among them, where known
+    single: bool = dataclasses.field(default=False, metadata={"static": True})  # one segment a row, and padding after it
 
     @property
     def real_BxT(self) -> jax.Array:

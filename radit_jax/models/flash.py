@@ -99,7 +99,7 @@ def reader(config: LmConfig, rows: Segments) -> Callable[[jax.Array, jax.Array, 
     if kernel == REFERENCE:
         return None
     (window,) = _reaches(config, row_length)
-    how = {"kernel": kernel, "window": window, "most": rows.most, "dtype": config.dtype}
+    how = {"kernel": kernel, "window": window, "single": rows.single, "dtype": config.dtype}
     return functools.partial(attend, segment_ids_BxT=rows.ids_BxT, **how)
 
 
@@ -126,17 +126,17 @@ def attend(
     segment_ids_BxT: jax.Array,
     kernel: str,
     window: int | None = None,
-    most: int | None = None,
+    single: bool = False,
     dtype: str,
 ) -> jax.Array:
     """softmax(q k / sqrt(h)) v within rows, causal, within segments, less than `window` tokens back. (B, G, R, T, h) in `dtype`.
 
-    `most` segments are in a row, padding counted as one, where that is known (cuDNN is given a table of them).
+    `single` says that every row is one segment with padding after it.
 
     XLA cannot partition a kernel: under a mesh (`jax.set_mesh`) every device runs it on its own rows ("data") and groups ("model").
     """
     name = kernel.removesuffix(INTERPRETED)
-    run = functools.partial(KERNELS[name], window=window, **({"most": most} if name == "cudnn" else {"interpret": kernel != name}))
+    run = functools.partial(KERNELS[name], window=window, **({"single": single} if name == "cudnn" else {"interpret": kernel != name}))
     if dtype == "float32":  # is meant: no TF32 (GPU), no single bfloat16 pass (TPU)
         run = functools.partial(_exact, run)
     q, k, v = (x.astype(dtype) for x in (q_BxGxRxTxh, k_BxGxTxh, v_BxGxTxh))
@@ -185,22 +185,25 @@ def _triton(q_BxGxRxTxh, k_BxGxTxh, v_BxGxTxh, segment_ids_BxT, *, window: None,
     return out.swapaxes(1, 2).reshape(B, G, R, T, h)
 
 
-def _cudnn(q_BxGxRxTxh, k_BxGxTxh, v_BxGxTxh, segment_ids_BxT, *, window: None, most: int | None) -> jax.Array:
+def _cudnn(q_BxGxRxTxh, k_BxGxTxh, v_BxGxTxh, segment_ids_BxT, *, window: None, single: bool) -> jax.Array:
     from jax._src.cudnn import fused_attention_stablehlo as cudnn
 
     B, G, R, T, h = q_BxGxRxTxh.shape
 
-    def read(q, k, v, ids_BxT):
-        starts_BxM1, lengths_BxM = ragged(ids_BxT, most or max(T // RAGGED, 2))
-        out = cudnn.dot_product_attention(
-            q.reshape(B, G * R, T, h).swapaxes(1, 2), k.swapaxes(1, 2), v.swapaxes(1, 2),
-            q_seqlen=lengths_BxM, kv_seqlen=lengths_BxM, q_offsets=starts_BxM1, kv_offsets=starts_BxM1,
-            scale=h**-0.5, mask_type=cudnn.MaskType.PADDING_CAUSAL,
-        )  # fmt: skip
+    def run(q, k, v, lengths, starts=None):
+        heads_last = (q.reshape(B, G * R, T, h).swapaxes(1, 2), k.swapaxes(1, 2), v.swapaxes(1, 2))
+        where = {"q_seqlen": lengths, "kv_seqlen": lengths, "q_offsets": starts, "kv_offsets": starts}
+        out = cudnn.dot_product_attention(*heads_last, **where, scale=h**-0.5, mask_type=cudnn.MaskType.PADDING_CAUSAL)
         return out.swapaxes(1, 2).reshape(B, G, R, T, h)
 
-    if most is not None:
-        return read(q_BxGxRxTxh, k_BxGxTxh, v_BxGxTxh, segment_ids_BxT)
+    def read(q, k, v, ids_BxT):
+        starts_BxM1, lengths_BxM = ragged(ids_BxT, max(T // RAGGED, 2))
+        return run(q, k, v, lengths_BxM, starts_BxM1)
+
+    if single:  # prompts side by side, by vmap: JAX's batching rule knows no offsets. What padding reads is anything.
+        real_BxT = segment_ids_BxT > 0
+        out = run(q_BxGxRxTxh, k_BxGxTxh, v_BxGxTxh, jnp.sum(real_BxT, axis=1, dtype=jnp.int32))
+        return jnp.where(real_BxT[:, None, None, :, None], out, 0)
     # A row of very short segments has more than the table holds: seldom, and not to be wrong then.
     fits = jnp.all(_segment_numbers(segment_ids_BxT)[:, -1] < max(T // RAGGED, 2))
     otherwise = functools.partial(_triton, window=None, interpret=False)

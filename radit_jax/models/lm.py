@@ -174,7 +174,7 @@ class LM(nnx.Module):
             raise ValueError(f"capacity ({capacity}) is less than the prompt's width ({T})")
         positions_BxT = jnp.broadcast_to(jnp.arange(T, dtype=jnp.int32)[None], (B, T))
         read_BxT = positions_BxT < lengths_B[:, None]
-        rows = Segments(read_BxT.astype(jnp.int32), most=2)
+        rows = Segments(read_BxT.astype(jnp.int32), single=True)
         hidden, k, v = self._forward(tokens_BxT, positions_BxT, rows, None, collect=True)
         room = [(0, 0), (0, 0), (0, 0), (0, capacity - T), (0, 0)]
         slots_BxS = jnp.pad(jnp.where(read_BxT, positions_BxT, -1), [(0, 0), (0, capacity - T)], constant_values=-1)
