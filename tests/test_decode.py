@@ -63,7 +63,7 @@ def test_layers_apart_say_what_the_stack_says(monkeypatch, windows):
     ids, logp = decoded(graphdef, params)
     jax.clear_caches()
     with monkeypatch.context() as patch:
-        patch.setattr("radit_jax.inference.ensemble.for_cpu", lambda: False)
+        patch.setattr("radit_jax.inference.ensemble.platform", lambda: "tpu")
         stacked_ids, stacked_logp = decoded(graphdef, params)
     jax.clear_caches()
     np.testing.assert_array_equal(ids, stacked_ids)

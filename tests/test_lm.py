@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import importlib.util
 import json
+import re
 from pathlib import Path
 
 import jax
@@ -16,6 +17,7 @@ from flax import nnx
 from references.tiny_lms import FAMILIES, draw, tokens
 from safetensors.numpy import save_file
 
+from radit_jax.models import layers
 from radit_jax.models.attention import Segments
 from radit_jax.models.layers import contract
 from radit_jax.models.lm import LM, LmConfig
@@ -259,3 +261,18 @@ def test_an_impossible_shape_is_refused():
     for changes in ({"heads": 3}, {"windows": (4,)}, {"remat": "some"}):
         with pytest.raises(ValueError):
             dataclasses.replace(SMALL, **changes)
+
+
+def test_matrix_units_write_the_compute_dtype_and_cpus_float32(monkeypatch):
+    """Sums are float32 either way: what is asked of the compiler is the dtype of what a product writes."""
+    x, kernel = jnp.ones((4, 8), "bfloat16"), jnp.ones((8, 16), "float32")
+
+    def written(platform: str, **how) -> set[str]:
+        monkeypatch.setattr(layers, "platform", lambda: platform)
+        program = jax.make_jaxpr(jax.grad(lambda *operands: jnp.sum(layers.dot(*operands, "bfloat16", **how)), argnums=(0, 1)))(x, kernel)
+        return [str(dtype) for dtype in re.findall(r":(\w+)\[[\d,]*\] = dot_general", str(program))]
+
+    # forward, gradient of x (bfloat16), gradient of the kernel (float32)
+    assert sorted(written("gpu", out="bfloat16")) == ["bf16", "bf16", "f32"]
+    assert sorted(written("cpu", out="bfloat16")) == sorted(written("cpu")) == ["f32"] * 3
+    assert sorted(written("gpu")) == ["bf16", "f32", "f32"]

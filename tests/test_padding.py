@@ -13,7 +13,7 @@ def calls(sizes: list[int], tokens: int) -> list[tuple[int, int, int]]:
     found, left = [], sorted(sizes, reverse=True)
     while left:
         length = bucket(left[0], parts=8)
-        rows = rows_of_call(left[: tokens // length], length, tokens // length)
+        rows = rows_of_call(left[: tokens // length], length, tokens // length, "cpu")
         found.append((rows, length, sum(left[:rows])))
         left = left[rows:]
     return found
@@ -31,7 +31,8 @@ def calls(sizes: list[int], tokens: int) -> list[tuple[int, int, int]]:
     ],
 )
 def test_a_call_has_rows_that_are_about_as_long(sizes, length, most, expected):
-    assert rows_of_call(sizes, length, most) == expected
+    assert rows_of_call(sizes, length, most, "cpu") == expected
+    assert rows_of_call(sizes, length, most, "gpu") == most  # there another shape costs more than padding
 
 
 def test_all_are_computed_once_with_little_padding_in_few_shapes():

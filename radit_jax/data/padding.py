@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 ALIKE = 0.75  # share of a call's length that its rows should have, and share of its rows that should have it
-LEAST_TOKENS = 256  # of a call: products of smaller matrices are slow
+LEAST_TOKENS = 256  # of a call on a CPU: products of smaller matrices are slow
 
 
 def pad_rows(rows: Sequence[Iterable[int]], length: int, fill: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -34,11 +34,14 @@ def bucket(length: int, smallest: int = 16, parts: int = 4) -> int:
     return size
 
 
-def rows_of_call(sizes: Sequence[int], length: int, most: int) -> int:
-    """How many of the rows that wait, longest first, a call of this length takes: `most`, or a half, a quarter … of it.
+def rows_of_call(sizes: Sequence[int], length: int, most: int, platform: str) -> int:
+    """How many of the rows that wait, longest first, a call of this length takes: `most`, or on a CPU a half, a quarter … of it.
 
-    It is halved where too few of them are about as long, for shorter ones cost as much there, or where too few are left.
+    It is halved where too few of them are about as long, for shorter ones cost as much there, or where too few are left. An accelerator
+    reads some padding sooner than its compiler makes a program for another number of rows: seconds each.
     """
+    if platform != "cpu":
+        return most
     alike = sum(size > ALIKE * length for size in sizes[:most])
     while alike < ALIKE * most and most // 2 * length >= LEAST_TOKENS:
         most //= 2

@@ -26,9 +26,9 @@ from radit_jax.data.instances import InstanceMaker
 from radit_jax.data.padding import bucket, pad_rows
 from radit_jax.errors import InputError
 from radit_jax.models import flash
-from radit_jax.models.apart import ApartCache, ApartLM
+from radit_jax.models.apart import APART, ApartCache, ApartLM
 from radit_jax.models.attention import Segments, Trees
-from radit_jax.models.layers import for_cpu
+from radit_jax.models.layers import platform
 from radit_jax.models.lm import LM, KVCache
 from radit_jax.types import PyTree
 
@@ -202,7 +202,8 @@ class Ensemble:
         With `ends` the probability that the answer ends there is part of it.
         """
         grown = [trees.grow(choices, worth=1) for choices in listed]
-        width = bucket(max(sum(tree.size for tree in row) for row in grown), smallest=8)
+        steps = {"smallest": 8} if self.mesh.devices.flat[0].platform == "cpu" else {"smallest": 64, "parts": 1}  # fewer compiles there
+        width = bucket(max(sum(tree.size for tree in row) for row in grown), **steps)
         forests = [trees.plant(choices, [row], width) for choices, row in zip(listed, grown)]
         nodes = zip(*((forest.tokens_RxT, forest.positions_RxT, forest.ends_RxT, forest.parents_RxT()) for forest in forests))
         self.shapes.add((*last_BxKxV.shape[:2], cache.positions_BxS.shape[-1], width))
@@ -326,7 +327,7 @@ def decode_mixture(graphdef, params, last_BxKxV, lengths_BxK, cache, logw_BxK, s
 
 def _step(lm: LM, cache: KVCache) -> tuple[Callable, PyTree]:
     """(token_BxK, positions_BxK, cache) → (logits_BxKxV, cache): one more token in every row; and the cache in the form that it takes."""
-    if for_cpu():
+    if platform() in APART:
         return jax.vmap(ApartLM(lm).decode_step, in_axes=(1, 1, APART_K), out_axes=(1, APART_K)), ApartCache.of(cache)
 
     def one(token_B, positions_B, cache):

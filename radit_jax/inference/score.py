@@ -64,6 +64,7 @@ class Scorer:
         self.mesh = sharding.make_mesh(1, 1) if mesh is None else mesh
         # A flash kernel knows segments alone: there no two instances share a token.
         self.share = lm.config.attention == flash.REFERENCE
+        self.platform = self.mesh.devices.flat[0].platform
         self.shapes: set[tuple[int, ...]] = set()  # one compile each
         self.tokens = self.read = self.computed = 0  # of the instances; without what they share; with padding
 
@@ -93,7 +94,7 @@ class Scorer:
         while rows:
             length = bucket(rows[0][0].size, parts=8) if self.share else packed
             sizes = [row[0].size if self.share else packed for row in rows[: self.batch_tokens // length]]
-            size = sharding.whole_rows(self.mesh, rows_of_call(sizes, length, self.batch_tokens // length))
+            size = sharding.whole_rows(self.mesh, rows_of_call(sizes, length, self.batch_tokens // length, self.platform))
             yield rows[:size], size, length
             rows = rows[size:]
 

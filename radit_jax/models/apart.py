@@ -1,8 +1,9 @@
-"""An LM with its layers apart, for one more token in every row, again and again, on a CPU.
+"""An LM with its layers apart, for one more token in every row, again and again.
 
-There a slice of stacked weights is a copy of them, which for a few rows takes longer than their products, and a stacked cache that is read
-and written in one step is copied whole. Apart, weights are read where they lie, and each layer writes its keys into its own array before it
-looks at them. Products have their outputs in front, (out, in) by rows: for few rows that takes XLA's CPU code a third of the time.
+On CPUs and GPUs a slice of stacked weights is a copy of them, which for a few rows takes longer than their products, and a stacked cache
+that is read and written in one step is copied whole. Apart, weights are read where they lie, and each layer writes its keys into its own
+array before it looks at them: two and a half times the tokens a second on an H200. On a CPU products have their outputs in front, (out, in)
+by rows: for few rows that takes XLA's code there a third of the time.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from flax import nnx
 from radit_jax.models.attention import FAR, Keys, attend, distances
 from radit_jax.models.layers import Linear, as_bits, contract, for_cpu, from_bits, rope_frequencies, rope_tables
 from radit_jax.models.lm import LM, KVCache
+
+APART = ("cpu", "gpu", "cuda")  # platforms where decoding is faster so
 
 
 @jax.tree_util.register_dataclass

@@ -40,7 +40,8 @@ KINDS = (REFERENCE, "splash", "cudnn", "triton", "splash" + INTERPRETED, "triton
 # As a device names its platform: its kernels, the first that can is taken; elsewhere the reference.
 PLATFORMS = {"tpu": ("splash",), "gpu": ("cudnn", "triton"), "cuda": ("cudnn", "triton")}
 BLOCK = 128  # tokens: the smallest tile of splash and triton
-RAGGED = 16  # tokens of a segment on average, below which a row has too many for cuDNN's tables
+# Tokens of a segment on average, for which cuDNN is given a table: its work grows with the table, a tenth of a step from 128 to 16.
+RAGGED = (128, 32)
 SPLASH_BLOCKS = (512, 256, BLOCK)  # the largest that divides the row
 
 
@@ -196,18 +197,20 @@ def _cudnn(q_BxGxRxTxh, k_BxGxTxh, v_BxGxTxh, segment_ids_BxT, *, window: None, 
         out = cudnn.dot_product_attention(*heads_last, **where, scale=h**-0.5, mask_type=cudnn.MaskType.PADDING_CAUSAL)
         return out.swapaxes(1, 2).reshape(B, G, R, T, h)
 
-    def read(q, k, v, ids_BxT):
-        starts_BxM1, lengths_BxM = ragged(ids_BxT, max(T // RAGGED, 2))
+    def by_table(most, q, k, v, ids_BxT):
+        starts_BxM1, lengths_BxM = ragged(ids_BxT, most)
         return run(q, k, v, lengths_BxM, starts_BxM1)
 
     if single:  # prompts side by side, by vmap: JAX's batching rule knows no offsets. What padding reads is anything.
         real_BxT = segment_ids_BxT > 0
         out = run(q_BxGxRxTxh, k_BxGxTxh, v_BxGxTxh, jnp.sum(real_BxT, axis=1, dtype=jnp.int32))
         return jnp.where(real_BxT[:, None, None, :, None], out, 0)
-    # A row of very short segments has more than the table holds: seldom, and not to be wrong then.
-    fits = jnp.all(_segment_numbers(segment_ids_BxT)[:, -1] < max(T // RAGGED, 2))
-    otherwise = functools.partial(_triton, window=None, interpret=False)
-    return jax.lax.cond(fits, read, otherwise, q_BxGxRxTxh, k_BxGxTxh, v_BxGxTxh, segment_ids_BxT)
+    # The smallest table that holds all segments of every row; where none does, the other kernel.
+    tables = [max(T // tokens, 2) for tokens in RAGGED]
+    needed = jnp.max(_segment_numbers(segment_ids_BxT)[:, -1]) + 1
+    ways = [*(functools.partial(by_table, most) for most in tables), functools.partial(_triton, window=None, interpret=False)]
+    way = sum((needed > most).astype(jnp.int32) for most in tables)
+    return jax.lax.switch(way, ways, q_BxGxRxTxh, k_BxGxTxh, v_BxGxTxh, segment_ids_BxT)
 
 
 def ragged(segment_ids_BxT: jax.Array, most: int) -> tuple[jax.Array, jax.Array]:

@@ -80,10 +80,15 @@ def as_bits(x: jax.Array) -> jax.Array:
     return jax.lax.bitcast_convert_type(x, jnp.uint16) if x.dtype == jnp.bfloat16 and for_cpu() else x
 
 
-def for_cpu() -> bool:
-    """Whether what is traced is for a CPU: the mesh in context may be of devices that are not here (a plan for TPUs, made on a CPU)."""
+def platform() -> str:
+    """What is traced is for: the mesh in context may be of devices that are not here (a plan for TPUs, made on a CPU)."""
     device = jax.sharding.get_abstract_mesh().abstract_device
-    return (device.platform if device else jax.default_backend()) == "cpu"
+    return device.platform if device else jax.default_backend()
+
+
+def for_cpu() -> bool:
+    """Whether what is traced is for a CPU."""
+    return platform() == "cpu"
 
 
 def from_bits(x: jax.Array) -> jax.Array:

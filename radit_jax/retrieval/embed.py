@@ -218,7 +218,7 @@ def _batches(texts: Iterable[np.ndarray], buckets: Buckets) -> Iterator[Batch]:
     while left:
         length = buckets.length(len(left[0][1]))
         rows = buckets.rows(length)
-        rows = max(rows_of_call([len(tokens_T) for _, tokens_T in left[:rows]], length, rows), buckets.min_rows)
+        rows = max(rows_of_call([len(tokens_T) for _, tokens_T in left[:rows]], length, rows, jax.default_backend()), buckets.min_rows)
         batch, left = left[:rows], left[rows:]
         yield _batch(batch, length, rows)
 
