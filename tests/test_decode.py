@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from radit_jax.inference import ensemble
+from radit_jax.inference import decode
 from radit_jax.models.layers import as_bits, from_bits
 from radit_jax.models.lm import LM, KVCache, LmConfig
 
@@ -31,8 +31,13 @@ def parts(config: LmConfig = CONFIG):
 
 
 def decoded(graphdef, params):
-    last, cache = ensemble.prefill(graphdef, params, TOKENS_BxKxT, LENGTHS_BxK, S)
-    return ensemble.decode_each(graphdef, params, last, LENGTHS_BxK, cache, NEVER_I, S)
+    last, cache = decode.prefill(graphdef, params, TOKENS_BxKxT, LENGTHS_BxK, S)
+    return decode.decode_each(*form(graphdef, params), last, LENGTHS_BxK, cache, NEVER_I, S)
+
+
+def form(graphdef, params):
+    """As this platform decodes."""
+    return nnx.split(decode.decoder(nnx.merge(graphdef, params)))
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32", "int32"])
@@ -63,7 +68,7 @@ def test_layers_apart_say_what_the_stack_says(monkeypatch, windows):
     ids, logp = decoded(graphdef, params)
     jax.clear_caches()
     with monkeypatch.context() as patch:
-        patch.setattr("radit_jax.inference.ensemble.platform", lambda: "tpu")
+        patch.setattr("radit_jax.inference.decode.platform", lambda: "tpu")
         stacked_ids, stacked_logp = decoded(graphdef, params)
     jax.clear_caches()
     np.testing.assert_array_equal(ids, stacked_ids)
@@ -72,12 +77,12 @@ def test_layers_apart_say_what_the_stack_says(monkeypatch, windows):
 
 def test_no_stack_of_layers_is_widened_and_no_cache_transposed():
     graphdef, params = parts()
-    last, cache = ensemble.prefill(graphdef, params, TOKENS_BxKxT, LENGTHS_BxK, S)
-    compiled = ensemble.decode_each.lower(graphdef, params, last, LENGTHS_BxK, cache, NEVER_I, S).compile().as_text()
+    last, cache = decode.prefill(graphdef, params, TOKENS_BxKxT, LENGTHS_BxK, S)
+    compiled = decode.decode_each.lower(*form(graphdef, params), last, LENGTHS_BxK, cache, NEVER_I, S).compile().as_text()
     c = CONFIG
-    for shape in ((c.layers, c.width, c.mlp_width), (c.layers, c.mlp_width, c.width), (c.layers, K, B, c.kv_heads, T + S, c.head_dim)):
-        assert f"[{','.join(map(str, shape))}]" in compiled  # the search below would find it
-        assert f"f32[{','.join(map(str, shape))}]" not in compiled
+    cache_first = f"[{c.layers},{K},{B},{c.kv_heads},{T + S},{c.head_dim}]"
+    assert f"bf16{cache_first}" in compiled and f"f32{cache_first}" not in compiled
+    assert f"[{c.layers},{c.width},{c.mlp_width}]" not in compiled  # weights come apart
     cache_first = f"[{K},{c.layers},{B},{c.kv_heads},{T + S},{c.head_dim}]"
     assert cache_first not in compiled
     of_layer = rf"\w+\[{K},{B},{c.kv_heads},{T + S},{c.head_dim}\]"

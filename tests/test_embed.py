@@ -257,7 +257,25 @@ def test_open_vectors_refuses_gaps_and_other_counts(tmp_path):
 
 def test_batches_of_one_bucket_leave_before_the_end():
     """Memory is bounded by the batches, not by the shard."""
-    texts = (np.ones(10, np.int64) for _ in range(100))
+    texts = ((row, np.ones(10, np.int64)) for row in range(100))
     batches = embed._batches(texts, Buckets(batch_tokens=64, max_tokens=32, most_rows=100))
     next(batches)
     assert sum(1 for _ in texts) == 96
+
+
+def test_a_text_that_is_there_twice_is_embedded_once(encode, tokenizer, tmp_path):
+    texts = ["old stone", "river of silver", "old stone", "king", "old stone", "king"]
+    build_store([Passage(f"p{i}", "", text) for i, text in enumerate(texts)], tmp_path / "store", max_words=100)
+    rows = []
+
+    def counting(tokens_BxT, mask_BxT):
+        rows.append(len(tokens_BxT))
+        return encode(tokens_BxT, mask_BxT)
+
+    (tmp_path / "vectors").mkdir()
+    store = PassageStore(tmp_path / "store")
+    sizes = {"batch_tokens": 16, "max_tokens": MAX_TOKENS}  # a text a call
+    facts = embed_passages(counting, tokenizer, store, tmp_path / "vectors", **sizes)
+    assert sum(rows) == len(set(texts)) and facts["copies"] == len(texts) - len(set(texts)) and facts["passages"] == len(texts)
+    found = open_vectors(tmp_path / "vectors")[:]
+    np.testing.assert_allclose(found, one_by_one(encode, tokenizer, [passage.content for passage in store.read(range(len(texts)))]), atol=1e-5)

@@ -10,6 +10,7 @@ import tiny
 
 from radit_jax.errors import InputError
 from radit_jax.evaluation.evaluate import EvaluateOptions, answer_all
+from radit_jax.inference import decode
 from radit_jax.inference.ensemble import Ensemble, passage_logweights, stop_tokens
 
 NEW_TOKENS = 5
@@ -143,6 +144,32 @@ def test_answers_do_not_depend_on_batching_or_order(level):
     for a, b in zip(together, alone):
         assert (a.text, a.own_texts) == (b.text, b.own_texts)
         np.testing.assert_allclose(a.logprob, b.logprob, rtol=1e-4)
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 600])
+def test_a_row_that_has_ended_is_taken_by_the_next_prompt(batch_tokens, monkeypatch):
+    """Answers are those of one large batch, whoever decoded beside whom, in fewer steps than if the batches took turns."""
+    asked = questions() * 3
+    found, steps = ensemble(batch_tokens), []
+    go = decode.go
+
+    def counted(graphdef, params, rows, *arguments):
+        before = np.asarray(rows.taken_BxR)
+        rows = go(graphdef, params, rows, *arguments)
+        steps.append(int((np.asarray(rows.taken_BxR) - before).max()))
+        return rows
+
+    monkeypatch.setattr(decode, "go", counted)
+    together = ensemble(100_000).generate(asked)
+    steps.clear()
+    apart = found.generate(asked)
+    for one, other in zip(together, apart):
+        assert (one.text, one.own_texts) == (other.text, other.own_texts)
+        np.testing.assert_allclose((one.logprob, *one.own_logprobs), (other.logprob, *other.own_logprobs), rtol=1e-4)
+    batches = [numbers for numbers, _ in found._batches(asked)]
+    in_turns = [max(len(decoded(prompt)) for number in numbers for prompt in asked[number].prompts) for numbers in batches]
+    assert len(batches) > 3
+    assert sum(steps) < sum(in_turns) if batch_tokens == 1 else sum(steps) <= sum(in_turns)  # few batches of one shape there
 
 
 def test_padding_and_shapes_are_told():

@@ -14,7 +14,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 
 from radit_jax import sharding
-from radit_jax.inference import ensemble
+from radit_jax.inference import decode
 from radit_jax.models.encoder import Encoder
 from radit_jax.models.lm import LM
 from radit_jax.training import optim, steps
@@ -142,17 +142,20 @@ def test_the_cache_of_the_ensemble_is_cut_by_rows_and_heads():
     tokens, lengths = (jax.ShapeDtypeStruct(s, np.int32, sharding=rows) for s in ((ROWS, K, T), (ROWS, K)))
     stops = jax.ShapeDtypeStruct((5,), np.int32, sharding=sharding.replicated(mesh))
     with jax.set_mesh(mesh):
-        executable = ensemble.prefill.lower(graphdef, placed, tokens, lengths, 2).compile()
+        executable = decode.prefill.lower(graphdef, placed, tokens, lengths, 2).compile()
         last, cache = jax.tree.map(
             lambda leaf, where: leaf.update(sharding=where),
-            jax.eval_shape(lambda *a: ensemble.prefill(graphdef, *a, 2), placed, tokens, lengths),
+            jax.eval_shape(lambda *a: decode.prefill(graphdef, *a, 2), placed, tokens, lengths),
             executable.output_shardings,
         )
-        decode = ensemble.decode_each.lower(graphdef, placed, last, lengths, cache, stops, 2).compile()
+        lm = LM(LM_CONFIG, rngs=nnx.Rngs(0))
+        nnx.update(lm, jax.device_put(nnx.state(lm), sharding.shardings(params, sharding.LM_RULES, mesh)))
+        decoder = nnx.split(decode.decoder(lm))
+        decoding = decode.decode_each.lower(*decoder, last, lengths, cache, stops, 2).compile()
     piece = (LAYERS, K, ROWS // data, LM_CONFIG.kv_heads // model, T + 2, LM_CONFIG.head_dim)
     for kept in (cache.k_LxBxGxSxh, cache.v_LxBxGxSxh):
         assert kept.sharding.shard_shape(kept.shape) == piece
     assert last.sharding.shard_shape(last.shape)[:2] == (ROWS // data, K)
     states = K * ROWS // data * T * LM_CONFIG.width  # of all tokens that a device reads
     assert largest_collective(executable) <= max(bound(LM_CONFIG, mesh), states)
-    assert largest_collective(decode) <= bound(LM_CONFIG, mesh)
+    assert largest_collective(decoding) <= bound(LM_CONFIG, mesh)

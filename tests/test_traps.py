@@ -15,7 +15,8 @@ import tiny
 from radit_jax import inputs
 from radit_jax.data import packing, training_sets
 from radit_jax.errors import InputError
-from radit_jax.inference.ensemble import Ensemble, mix_logprobs, passage_logweights
+from radit_jax.inference.decode import mix_logprobs
+from radit_jax.inference.ensemble import Ensemble, passage_logweights
 from radit_jax.inference.score import Scorer
 from radit_jax.training import batches, losses, steps
 from radit_jax.training.losses import LsrOptions

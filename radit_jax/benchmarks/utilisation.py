@@ -15,15 +15,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from ml_collections import ConfigDict
 
 from radit_jax import sharding
 from radit_jax.errors import InputError
+from radit_jax.inference import decode
 from radit_jax.inputs import with_dtypes
 from radit_jax.logbook import say
 from radit_jax.models.attention import Segments, Trees
 from radit_jax.models.lm import LmConfig
-from radit_jax.planning import programs, shapes
+from radit_jax.planning import flops, programs, shapes
 from radit_jax.planning.chips import CHIPS
 from radit_jax.planning.programs import Program
 from radit_jax.types import LmBatch, PyTree
@@ -185,10 +187,11 @@ def _decode(program: Program, c: ConfigDict) -> tuple[Callable[[], None], dict[s
     )
     lengths = _put(np.full((B, K), S - new, np.int32), lengths)
     stops = _put(np.full(stops.shape, config.vocab_size, np.int32), stops)  # none: to the last step
-    params = _random(params)
+    with jax.set_mesh(program.mesh):
+        graphdef, params = nnx.split(decode.decoder(nnx.merge(graphdef, _random(params))))
     size = jnp.dtype(c.lm.dtype).itemsize
     slots = sum(S - new + step + 1 for step in range(new))
-    read = new * (_matrices(config) + config.width * config.vocab_size) + B * K * slots * config.layers * 2 * config.kv_heads * config.head_dim
+    read = new * (flops.matrices(config) + config.width * config.vocab_size) + B * K * slots * config.layers * 2 * config.kv_heads * config.head_dim
 
     def run() -> None:
         with jax.set_mesh(program.mesh):
@@ -201,16 +204,7 @@ MAKERS = {"lm_step": _lm_step, "score": _score, "prefill": _prefill, "decode": _
 
 
 def _work(config: LmConfig, tokens: int, outputs: int, pairs: int, *, times: int) -> dict[str, Any]:
-    """`times` is 3 with a backward pass: the gradients of both operands of every product."""
-    products = tokens * _matrices(config) + outputs * config.width * config.vocab_size
-    attention = 2 * pairs * config.layers * config.heads * config.head_dim  # scores, and the sum of values
-    return {"tokens": tokens, "operations": 2 * times * (products + attention), "bytes": 0}
-
-
-def _matrices(config: LmConfig) -> int:
-    """Parameters of the layers' linear maps."""
-    heads = 2 * (config.heads + config.kv_heads) * config.head_dim
-    return config.layers * config.width * (heads + 3 * config.mlp_width)
+    return {"tokens": tokens, "operations": flops.asked(config, tokens, outputs, pairs, times=times), "bytes": 0}
 
 
 # -- arrays -----------------------------------------------------------------------------------------------------------------------------

@@ -9,13 +9,14 @@ fairly.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
@@ -25,20 +26,16 @@ from radit_jax.data import trees
 from radit_jax.data.instances import InstanceMaker
 from radit_jax.data.padding import bucket, pad_rows
 from radit_jax.errors import InputError
+from radit_jax.inference import decode
+from radit_jax.inference.decode import Rows
 from radit_jax.models import flash
-from radit_jax.models.apart import APART, ApartCache, ApartLM
-from radit_jax.models.attention import Segments, Trees
-from radit_jax.models.layers import platform
-from radit_jax.models.lm import LM, KVCache
+from radit_jax.models.apart import ApartLM
+from radit_jax.models.lm import KVCache
 from radit_jax.types import PyTree
 
+_Batch = tuple[list[int], tuple[np.ndarray, np.ndarray, np.ndarray]]  # numbers of the questions; tokens_BxKxT, lengths_BxK, logw_BxK
 LOOK = 3  # tokens of every answer that are read under all prompts before most are dropped
 ROUNDING = 1e-3  # nats by which two ways of computing a log-probability may differ
-
-
-def mix_logprobs(logp_KxV: jax.Array, logw_K: jax.Array) -> jax.Array:
-    """log Σ_k w_k p_k: probabilities are averaged, never logits (SPEC trap 7)."""
-    return jax.nn.logsumexp(logp_KxV + logw_K[:, None], axis=0)
 
 
 def passage_logweights(scores_K: np.ndarray, score_scale: float) -> np.ndarray:
@@ -112,11 +109,11 @@ class Ensemble:
             raise InputError(f"ensemble level is {level!r}, expected sequence or token")
         answers: list[Answer | None] = [None] * len(questions)
         run = self._sequence_level if level == "sequence" else self._token_level
-        for rows, (tokens_BxKxT, lengths_BxK, logw_BxK) in self._batches(questions):
-            with jax.set_mesh(self.mesh):
-                for row, answer in zip(rows, run(tokens_BxKxT, lengths_BxK, logw_BxK)):
+        with jax.set_mesh(self.mesh):
+            for rows, found in run(self._batches(questions)):
+                for row, answer in zip(rows, found):
                     answers[row] = answer
-            advance(len(rows))
+                advance(len(rows))
         return answers
 
     def choose(
@@ -147,12 +144,59 @@ class Ensemble:
         """`padding` is the share of the computed prompt tokens that were none; `shapes` are of prompts and of candidates after them."""
         return {"padding": round(1 - self.read / max(self.computed, 1), 4), "shapes": len(self.shapes)}
 
-    def _sequence_level(self, tokens_BxKxT, lengths_BxK, logw_BxK) -> Iterator[Answer]:
+    @functools.cached_property
+    def _decoder(self) -> tuple[nnx.GraphDef, PyTree]:
+        return nnx.split(self._decoding_lm)
+
+    @functools.cached_property
+    def _decoding_lm(self) -> nnx.Module:
+        return decode.decoder(self.lm)
+
+    def _sequence_level(self, batches: Iterable[_Batch]) -> Iterator[tuple[list[int], list[Answer]]]:
+        for _, of_shape in itertools.groupby(batches, lambda batch: batch[1][0].shape):
+            for group in self._decoded(collections.deque(of_shape)):
+                yield group.numbers, self._answers(group)
+
+    def _decoded(self, batches: collections.deque[_Batch]) -> Iterator[_Group]:
+        """The batches, all of one shape, read and decoded: each as soon as the last of its rows has ended.
+
+        Rows decode side by side, as many as the first has; where one has ended, a prompt of the next batch takes its place.
+        """
+        group, waiting = self._read(batches.popleft()), None
+        rows, group.begun = group.begun, None
+        count, K = group.own_BxK.size, group.own_BxK.shape[1]
+        placed = {at: (group, at) for at in group.waiting}  # row here → whose it is, and its number there
+        group.waiting.clear()
+        some = max(count // 4, 1)  # rows that are waited for before they are replaced
+        while placed:
+            rows = decode.go(*self._decoder, rows, self.stops_I, some if waiting or batches else count)
+            done_BxK, ids_BxKxS, logp_BxK = map(distributed.to_host, (rows.done_BxR, rows.ids_BxRxS, rows.logp_BxR))
+            for at in [at for at in placed if done_BxK[divmod(at, K)]]:
+                group, source = placed.pop(at)
+                if group.hear(source, ids_BxKxS[divmod(at, K)], logp_BxK[divmod(at, K)]):
+                    yield group
+            free = [at for at in range(count) if at not in placed]
+            while free and (waiting or batches):
+                waiting = waiting or self._read(batches.popleft())
+                moved = [(free.pop(), waiting.waiting.popleft()) for _ in range(min(some, len(free), len(waiting.waiting)))]
+                placed |= {at: (waiting, source) for at, source in moved}
+                to_M, from_M = np.asarray(moved + moved[-1:] * (some - len(moved)), np.int32).T
+                rows = decode.take(rows, waiting.begun, to_M, from_M)
+                if not waiting.waiting:
+                    waiting.begun = waiting = None
+
+    def _read(self, batch: _Batch) -> _Group:
+        numbers, (tokens_BxKxT, lengths_BxK, logw_BxK) = batch
         lengths_BxK, last_BxKxV, cache = self._prefill(tokens_BxKxT, lengths_BxK, self.max_new_tokens)
-        decoded = decode_each(self.graphdef, self.params, last_BxKxV, lengths_BxK, cache, self.stops_I, self.max_new_tokens)
-        ids_BxKxS, own_BxK = map(distributed.to_host, decoded)
-        found = [self._distinct(ids_KxS) for ids_KxS in ids_BxKxS]
-        heard = zip(found, own_BxK, logw_BxK)
+        real_B = sharding.put_rows(self.mesh, np.arange(len(logw_BxK)) < len(numbers))
+        apart = isinstance(self._decoding_lm, ApartLM)
+        begun = decode.begin(last_BxKxV, lengths_BxK, cache, self.stops_I, real_B, self.max_new_tokens, apart)
+        return _Group(numbers, logw_BxK, lengths_BxK, last_BxKxV, cache, begun)
+
+    def _answers(self, group: _Group) -> list[Answer]:
+        """Each distinct answer of a question gets its probability by Eq. 2; the best is it."""
+        found = [self._distinct(ids_KxS) for ids_KxS in group.ids_BxKxS]
+        heard = zip(found, group.own_BxK, group.logw_BxK)
         said = [_Said(list(texts.values()), own_ids, own_K, logw_K) for (texts, _, own_ids), own_K, logw_K in heard]
         # The likeliest answer alone, before the others: after it most others are out of the question.
         for depth, most in ((LOOK, None), (self.max_new_tokens, 1), (self.max_new_tokens, None)):
@@ -161,28 +205,29 @@ class Ensemble:
                 break
             whole = depth >= self.max_new_tokens
             listed = [[of.answers[c][:depth] for c in of_question] for of, of_question in zip(said, asked)]
-            logp_BxKxC = self._candidates(listed, last_BxKxV, lengths_BxK, cache, ends=whole)
+            logp_BxKxC = self._candidates(listed, group.last_BxKxV, group.lengths_BxK, group.cache, ends=whole)
             for of, of_question, logp_KxC in zip(said, asked, logp_BxKxC):
                 of.hear(of_question, logp_KxC, whole)
-        for (texts, own, _), of, own_K in zip(found, said, own_BxK):
-            best, logprob = of.best()
-            yield Answer(list(texts)[best], logprob, tuple(own), tuple(map(float, own_K)))
+        best = [of.best() for of in said]
+        return [
+            Answer(list(texts)[at], logprob, tuple(own), tuple(map(float, own_K)))
+            for (texts, own, _), (at, logprob), own_K in zip(found, best, group.own_BxK)
+        ]
 
-    def _token_level(self, tokens_BxKxT, lengths_BxK, logw_BxK) -> Iterator[Answer]:
-        lengths_BxK, last_BxKxV, cache = self._prefill(tokens_BxKxT, lengths_BxK, self.max_new_tokens)
-        logw_BxK = sharding.put_rows(self.mesh, logw_BxK)
-        ids_BxS, logp_B = decode_mixture(
-            self.graphdef, self.params, last_BxKxV, lengths_BxK, cache, logw_BxK, self.stops_I, self.max_new_tokens
-        )
-        for ids_S, logp in zip(distributed.to_host(ids_BxS), distributed.to_host(logp_B)):
-            yield Answer(self._text(ids_S)[0], float(logp), (), ())
+    def _token_level(self, batches: Iterable[_Batch]) -> Iterator[tuple[list[int], list[Answer]]]:
+        for numbers, (tokens_BxKxT, lengths_BxK, logw_BxK) in batches:
+            lengths_BxK, last_BxKxV, cache = self._prefill(tokens_BxKxT, lengths_BxK, self.max_new_tokens)
+            of_passages = (last_BxKxV, lengths_BxK, cache, sharding.put_rows(self.mesh, logw_BxK))
+            found = decode.decode_mixture(*self._decoder, *of_passages, self.stops_I, self.max_new_tokens)
+            ids_BxS, logp_B = map(distributed.to_host, found)
+            yield numbers, [Answer(self._text(ids_S)[0], float(logp), (), ()) for ids_S, logp in zip(ids_BxS, logp_B)]
 
     def _prefill(self, tokens_BxKxT: np.ndarray, lengths_BxK: np.ndarray, new_tokens: int) -> tuple[jax.Array, jax.Array, KVCache]:
         """The lengths on the mesh, and what `prefill` returns."""
         self.shapes.add(tokens_BxKxT.shape)
         self.computed += tokens_BxKxT.size
         lengths_BxK = sharding.put_rows(self.mesh, lengths_BxK)
-        return lengths_BxK, *prefill(self.graphdef, self.params, sharding.put_rows(self.mesh, tokens_BxKxT), lengths_BxK, new_tokens)
+        return lengths_BxK, *decode.prefill(self.graphdef, self.params, sharding.put_rows(self.mesh, tokens_BxKxT), lengths_BxK, new_tokens)
 
     def _distinct(self, ids_KxS: np.ndarray) -> tuple[dict[str, list[int]], list[str], list[list[int]]]:
         """{text: ids} of the distinct answers in passage order, and the answer of each passage, its text and its ids."""
@@ -208,7 +253,7 @@ class Ensemble:
         nodes = zip(*((forest.tokens_RxT, forest.positions_RxT, forest.ends_RxT, forest.parents_RxT()) for forest in forests))
         self.shapes.add((*last_BxKxV.shape[:2], cache.positions_BxS.shape[-1], width))
         on_mesh = (sharding.put_rows(self.mesh, np.concatenate(rows)) for rows in nodes)
-        found = score_nodes(self.graphdef, self.params, last_BxKxV, lengths_BxK, cache, *on_mesh, self.stops_I)
+        found = decode.score_nodes(self.graphdef, self.params, last_BxKxV, lengths_BxK, cache, *on_mesh, self.stops_I)
         logp_BxKxN, end_BxKxN, end_BxK = map(distributed.to_host, found)
         logp_BxKxC = np.full((*end_BxK.shape, max(map(len, listed))), -np.inf, np.float32)
         for b, forest in enumerate(forests):
@@ -218,7 +263,7 @@ class Ensemble:
                     logp_BxKxC[b, :, c] += end_BxKxN[b, :, path[-1]] if len(path) else end_BxK[b]
         return logp_BxKxC
 
-    def _batches(self, questions: Sequence[Prompted]) -> Iterator[tuple[list[int], tuple[np.ndarray, np.ndarray, np.ndarray]]]:
+    def _batches(self, questions: Sequence[Prompted]) -> Iterator[_Batch]:
         """Longest first: which questions, and their (tokens_BxKxT, lengths_BxK, logw_BxK)."""
         longest = [max(len(ids) for ids in question.prompts) for question in questions]
         order = sorted(range(len(questions)), key=lambda i: -longest[i])
@@ -234,6 +279,32 @@ class Ensemble:
             padded = [pad_rows(question.prompts, width) for question in filled]
             yield rows, tuple(np.stack(part) for part in (*zip(*padded), [question.logw_K for question in filled]))
             start += size
+
+
+@dataclasses.dataclass(eq=False)
+class _Group:
+    """A batch of questions whose prompts were read: what of it waits to be decoded, and what came out. Its rows are numbered b · K + k."""
+
+    numbers: list[int]  # of the questions
+    logw_BxK: np.ndarray
+    lengths_BxK: jax.Array
+    last_BxKxV: jax.Array
+    cache: KVCache
+    begun: Rows | None  # until all rows have been taken
+
+    def __post_init__(self):
+        B, K = self.logw_BxK.shape
+        self.waiting = collections.deque(range(len(self.numbers) * K))
+        self.left = len(self.waiting)
+        self.ids_BxKxS = np.full(self.begun.ids_BxRxS.shape, -1, np.int32)
+        self.own_BxK = np.zeros((B, K), np.float32)
+
+    def hear(self, at: int, ids_S: np.ndarray, logp: float) -> bool:
+        """What a row of it has said, and how probable that was; returns whether it was the last."""
+        b, k = divmod(at, self.own_BxK.shape[1])
+        self.ids_BxKxS[b, k], self.own_BxK[b, k] = ids_S, logp
+        self.left -= 1
+        return not self.left
 
 
 class _Said:
@@ -280,130 +351,3 @@ def stop_tokens(tokenizer, vocab_size: int) -> np.ndarray:
     for i in range(min(tokenizer.vocab_size, vocab_size)):
         stops_V[i] |= tokenizer.decode([i]).startswith("\n")
     return stops_V
-
-
-# The device functions. B is the batch of questions, K their prompts; the LM sees one prompt per row and `vmap` runs it over K (axis 1).
-
-# Where K is in a cache: after L, for a scan over layers would otherwise transpose the cache in every step; all prompts write the same slot.
-CACHE_K = KVCache(k_LxBxGxSxh=1, v_LxBxGxSxh=1, positions_BxS=0, next_slot=None)
-APART_K = ApartCache(k_BxGxSxh=0, v_BxGxSxh=0, positions_BxSx1=0, next_slot=None)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 4))
-def prefill(graphdef: nnx.GraphDef, params: PyTree, tokens_BxKxT: jax.Array, lengths_BxK: jax.Array, new_tokens: int):
-    """Reads the k prompts of each question: log-probs of the next token (B, K, V) and the KV caches, with room for `new_tokens`."""
-    lm = nnx.merge(graphdef, params)
-
-    def one(tokens_BxT, lengths_B):
-        hidden_BxTxD, cache = lm.prefill(tokens_BxT, lengths_B, tokens_BxT.shape[1] + new_tokens)
-        last_BxD = jnp.take_along_axis(hidden_BxTxD, (lengths_B - 1)[:, None, None], axis=1)[:, 0]
-        return jax.nn.log_softmax(lm.logits(last_BxD)), cache
-
-    return jax.vmap(one, in_axes=(1, 1), out_axes=(1, CACHE_K))(tokens_BxKxT, lengths_BxK)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 6))
-def decode_each(graphdef, params, last_BxKxV, lengths_BxK, cache, stops_I, new_tokens: int):
-    """Greedy decoding of every prompt on its own: (ids_BxKxS with −1 after the end, logp_BxK of the ids and their end)."""
-    step, cache = _step(nnx.merge(graphdef, params), cache)
-    return _decode(step, lambda logits_BxKxV: logits_BxKxV, last_BxKxV, lengths_BxK, cache, stops_I, new_tokens)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 7))
-def decode_mixture(graphdef, params, last_BxKxV, lengths_BxK, cache, logw_BxK, stops_I, new_tokens: int):
-    """Eq. 2 at every step: the k next-token distributions are mixed, one token is chosen, all k prompts read it: (ids_BxS, logp_B)."""
-    each, cache = _step(nnx.merge(graphdef, params), cache)
-    k = lengths_BxK.shape[1]
-
-    def mixed(logits_BxKxV):
-        return jax.vmap(mix_logprobs)(jax.nn.log_softmax(logits_BxKxV), logw_BxK)[:, None]
-
-    def step(token_Bx1, positions_BxK, cache):
-        return each(jnp.repeat(token_Bx1, k, axis=1), positions_BxK, cache)
-
-    ids_Bx1xS, logp_Bx1 = _decode(step, mixed, last_BxKxV, lengths_BxK, cache, stops_I, new_tokens)
-    return ids_Bx1xS[:, 0], logp_Bx1[:, 0]
-
-
-def _step(lm: LM, cache: KVCache) -> tuple[Callable, PyTree]:
-    """(token_BxK, positions_BxK, cache) → (logits_BxKxV, cache): one more token in every row; and the cache in the form that it takes."""
-    if platform() in APART:
-        return jax.vmap(ApartLM(lm).decode_step, in_axes=(1, 1, APART_K), out_axes=(1, APART_K)), ApartCache.of(cache)
-
-    def one(token_B, positions_B, cache):
-        hidden_Bx1xD, k, v = lm.extend(token_B[:, None], positions_B[:, None], Segments(jnp.ones_like(token_B)[:, None]), cache)
-        return lm.logits(hidden_Bx1xD[:, 0]), k, v
-
-    def step(token_BxK, positions_BxK, cache):
-        logits_BxKxV, k, v = jax.vmap(one, in_axes=(1, 1, CACHE_K), out_axes=1)(token_BxK, positions_BxK, cache)
-        # The write stands outside: vmap's rule for it would transpose the whole cache and back.
-        return logits_BxKxV, cache.append(k, v, positions_BxK.T[..., None])
-
-    return step, cache
-
-
-def _decode(step, answers, last_BxKxV, lengths_BxK, cache, stops_I, new_tokens: int):
-    """The loop both levels share; it ends when every row has ended. R rows per question: K (each on its own) or 1 (the mixture).
-
-    `answers` makes the rows' logits (B, R, V) from the prompts'. An answer's probability has that of its end in it, by any stop token,
-    also where it is cut for want of tokens.
-    """
-
-    def choose(logits_BxKxV):
-        """(the likeliest token, its log-probability or that of the end if it is a stop token, the log-probability of the end)."""
-        logits_BxRxV = answers(logits_BxKxV)
-        norm_BxR = jax.nn.logsumexp(logits_BxRxV, axis=-1)
-        token_BxR = jnp.argmax(logits_BxRxV, -1).astype(jnp.int32)
-        end_BxR = _end_logprob(logits_BxRxV, norm_BxR, stops_I)
-        stops_BxR = jnp.any(token_BxR[..., None] == stops_I[None, None], axis=-1)
-        return token_BxR, jnp.where(stops_BxR, end_BxR, jnp.max(logits_BxRxV, -1) - norm_BxR), end_BxR, stops_BxR
-
-    def running(carry):
-        s, _, done_BxR, *_ = carry
-        return (s < new_tokens) & ~jnp.all(done_BxR)
-
-    def body(carry):
-        s, (token_BxR, logp_BxR, _, stops_BxR), done_BxR, total_BxR, ids_BxRxS, cache = carry
-        total_BxR = total_BxR + jnp.where(done_BxR, 0.0, logp_BxR)
-        done_BxR = done_BxR | stops_BxR
-        ids_BxRxS = ids_BxRxS.at[:, :, s].set(jnp.where(done_BxR, -1, token_BxR))
-        logits_BxKxV, cache = step(token_BxR, lengths_BxK + s, cache)
-        return s + 1, choose(logits_BxKxV), done_BxR, total_BxR, ids_BxRxS, cache
-
-    chosen = choose(last_BxKxV)
-    rows = chosen[0].shape
-    carry = (jnp.int32(0), chosen, jnp.zeros(rows, bool), jnp.zeros(rows), jnp.full((*rows, new_tokens), -1, jnp.int32), cache)
-    _, (_, _, end_BxR, _), done_BxR, total_BxR, ids_BxRxS, _ = jax.lax.while_loop(running, body, carry)
-    return ids_BxRxS, total_BxR + jnp.where(done_BxR, 0.0, end_BxR)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def score_nodes(graphdef, params, last_BxKxV, lengths_BxK, cache, tokens_BxN, depths_BxN, ends_BxN, parents_BxN, stops_I):
-    """Candidates of each question as trees of N tokens, read over the caches of its K prompts.
-
-    Returns log p of each token after those before it (B, K, N), of the end after each token (B, K, N), and of the end at once (B, K).
-    """
-    lm = nnx.merge(graphdef, params)
-    vocabulary = lm.vocabulary()
-
-    def read(lengths_B, cache):
-        return lm.extend(tokens_BxN, lengths_B[:, None] + depths_BxN, Trees(ends_BxN), cache)[0]
-
-    def one(args):
-        last_BxV, hidden_BxNxD = args
-        norm_BxN = vocabulary.normalizers(hidden_BxNxD)
-        # A token's logits are those of its parent; a first token's are the prompt's.
-        b_Bx1, before_BxN = jnp.arange(len(tokens_BxN))[:, None], jnp.maximum(parents_BxN, 0)
-        after_BxN = vocabulary.token_logits(hidden_BxNxD[b_Bx1, before_BxN], tokens_BxN) - norm_BxN[b_Bx1, before_BxN]
-        logp_BxN = jnp.where(parents_BxN < 0, jnp.take_along_axis(last_BxV, tokens_BxN, axis=-1), after_BxN)
-        end_BxN = jax.nn.logsumexp(vocabulary.of(stops_I).logits(hidden_BxNxD), axis=-1) - norm_BxN
-        return logp_BxN, end_BxN, _end_logprob(last_BxV, jnp.zeros(()), stops_I)
-
-    hidden_KxBxNxD = jax.vmap(read, in_axes=(1, CACHE_K))(lengths_BxK, cache)
-    found = jax.lax.map(one, (jnp.swapaxes(last_BxKxV, 0, 1), hidden_KxBxNxD))
-    return tuple(jnp.swapaxes(part, 0, 1) for part in found)
-
-
-def _end_logprob(logits_xV: jax.Array, norm_x: jax.Array, stops_I: jax.Array) -> jax.Array:
-    """log-probability that the answer ends here: of all stop tokens together. `norm_x` is logsumexp(logits)."""
-    return jax.nn.logsumexp(jnp.take(logits_xV, stops_I, axis=-1), axis=-1) - norm_x

@@ -31,6 +31,11 @@ class ApartCache:
     positions_BxSx1: jax.Array
     next_slot: jax.Array
 
+    @property
+    def capacity(self) -> int:
+        """Slots of a row."""
+        return self.positions_BxSx1.shape[-2]
+
     @classmethod
     def of(cls, cache: KVCache) -> ApartCache:
         """A copy. Any axes between L and B stay in front."""
@@ -38,19 +43,21 @@ class ApartCache:
         return cls(k, v, cache.positions_BxS[..., None], cache.next_slot)
 
 
-class ApartLM:
-    """`LM.decode_step`, over a cache that is apart. Holds a copy of the layers' weights: to be made outside of the loop that it is for."""
+class ApartLM(nnx.Module):
+    """`LM.decode_step`, over a cache that is apart. Holds a copy of the layers' weights."""
+
+    logits, vocabulary = LM.logits, LM.vocabulary
 
     def __init__(self, lm: LM):
-        self.lm = lm
+        self.config, self.embed, self.final_norm, self.head = lm.config, lm.embed, lm.final_norm, lm.head
         graphdef, stacked = nnx.split(lm.blocks)
         leaves, treedef = jax.tree.flatten(stacked)
         blocks = [nnx.merge(graphdef, treedef.unflatten(layer)) for layer in zip(*map(_layers, leaves))]
-        self.blocks = [_turned(block) for block in blocks] if for_cpu() else blocks
+        self.blocks = nnx.List([_turned(block) for block in blocks] if for_cpu() else blocks)
 
     def decode_step(self, tokens_B: jax.Array, positions_B: jax.Array, cache: ApartCache) -> tuple[jax.Array, ApartCache]:
         """Logits (B, V) after one more token in every row, and the cache with it."""
-        c, slot = self.lm.config, cache.next_slot
+        c, slot = self.config, cache.next_slot
         positions_Bx1 = positions_B[:, None]
         rope = rope_tables(positions_Bx1, rope_frequencies(c.head_dim, c.rope_theta, c.rope_scaling))
         positions_BxSx1 = write(cache.positions_BxSx1, positions_B[:, None, None], slot)
@@ -67,11 +74,11 @@ class ApartLM:
 
             return read
 
-        x_Bx1xD = self.lm.embed(tokens_B[:, None])
+        x_Bx1xD = self.embed(tokens_B[:, None])
         for block, *of_layer in zip(self.blocks, cache.k_BxGxSxh, cache.v_BxGxSxh, c.windows or (None,) * c.layers):
             x_Bx1xD, _, _ = block(x_Bx1xD, rope, reader(*of_layer))
-        hidden_BxD = self.lm.final_norm(x_Bx1xD)[:, 0]
-        return self.lm.logits(hidden_BxD), ApartCache(tuple(k), tuple(v), positions_BxSx1, slot + 1)
+        hidden_BxD = self.final_norm(x_Bx1xD)[:, 0]
+        return self.logits(hidden_BxD), ApartCache(tuple(k), tuple(v), positions_BxSx1, slot + 1)
 
 
 class Turned(Linear):

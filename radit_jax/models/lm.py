@@ -88,6 +88,11 @@ class KVCache:
     positions_BxS: jax.Array  # int32
     next_slot: jax.Array  # int32 scalar: where the next token of every row goes
 
+    @property
+    def capacity(self) -> int:
+        """Slots of a row."""
+        return self.positions_BxS.shape[-1]
+
     def append(self, k_LxBxGxTxh: jax.Array, v_LxBxGxTxh: jax.Array, positions_BxT: jax.Array) -> KVCache:
         """Writes T new tokens at `next_slot`. Past the capacity the last slots are overwritten: make it large enough.
 

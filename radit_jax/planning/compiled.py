@@ -31,6 +31,7 @@ class Cost:
     fits: bool
     flops: int  # of all chips; counted from the program
     flops_passed: int  # the same in passes of bfloat16 matrix units
+    flops_asked: int  # those that the task asks for, of all chips; 0: not counted
     traffic: int  # of HBM
     collectives: dict[str, dict[str, int]]  # kind → count, bytes that a chip receives
     seconds: dict[str, float]  # the least time by compute, hbm and ici
@@ -53,6 +54,12 @@ class Cost:
         return max(self.seconds.values())
 
     @property
+    def utilisation(self) -> float | None:
+        """The share of the chips' peak that what the task asks for takes at most: recomputed products and waiting are not in it."""
+        peak = self.flops_passed / self.seconds["compute"]  # of all chips
+        return self.flops_asked / self.least_s / peak if self.flops_asked else None
+
+    @property
     def rate(self) -> float:
         """Units a second at most, of all chips."""
         return self.amount / self.least_s
@@ -66,7 +73,7 @@ class Cost:
         return None if self.days is None else self.days * 24 * self.chips
 
     def to_dict(self) -> dict[str, Any]:
-        derived = ("spare", "bound_by", "least_s", "rate", "days", "chip_hours")
+        derived = ("spare", "bound_by", "least_s", "utilisation", "rate", "days", "chip_hours")
         return {**dataclasses.asdict(self), **{name: getattr(self, name) for name in derived}}
 
 
@@ -91,6 +98,7 @@ def cost(name: str, where: Topology, found: dict[str, Any]) -> Cost:
         fits=found["fits"],
         flops=found["counted"],
         flops_passed=found["passed"],
+        flops_asked=found["asked"],
         traffic=traffic.hbm,
         collectives={kind: {"count": traffic.counts[kind], "bytes": round(size)} for kind, size in traffic.bytes.most_common()},
         seconds={

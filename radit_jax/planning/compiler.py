@@ -109,6 +109,7 @@ def _about(program: Any, traced: Any, mesh: Any) -> dict[str, Any]:
         "amount": program.amount,
         "unit": program.unit,
         "calls": program.calls,
+        "asked": program.asked,
     }
 
 

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import jax
 from jax.extend import core
 
+from radit_jax.models.lm import LmConfig
+
 # A float32 product in full precision is so many bfloat16 products on a TPU's matrix units.
 PASSES = {jax.lax.Precision.HIGH: 3, jax.lax.Precision.HIGHEST: 6}
 
@@ -36,6 +38,21 @@ NONE = Operations(0, 0)
 def of(program: core.ClosedJaxpr, endless: int = 1) -> Operations:
     """The operations of a traced program. Loops that end by what they compute (decoding) are taken to run `endless` times."""
     return _count(program.jaxpr, endless)
+
+
+def asked(config: LmConfig, tokens: int, outputs: int, pairs: int, *, times: int) -> int:
+    """What a task asks for, however it is computed: products of `tokens` with the layers and of `outputs` with the vocabulary, attention
+    over `pairs` of tokens; `times` 3 with a backward pass, the gradients of both operands of every product.
+    """
+    products = tokens * matrices(config) + outputs * config.width * config.vocab_size
+    attention = 2 * pairs * config.layers * config.heads * config.head_dim  # scores, and the sum of values
+    return 2 * times * (products + attention)
+
+
+def matrices(config: LmConfig) -> int:
+    """Parameters of the layers' linear maps."""
+    heads = 2 * (config.heads + config.kv_heads) * config.head_dim
+    return config.layers * config.width * (heads + 3 * config.mlp_width)
 
 
 def _count(jaxpr: core.Jaxpr, endless: int) -> Operations:

@@ -1,6 +1,6 @@
 """The programs of a run, as they are compiled there, on a mesh of devices that need not exist: shapes and shardings, no arrays.
 
-Each builder makes one from the config with the library's own functions (steps.compile_step, score.target_logprobs, ensemble.prefill …).
+Each builder makes one from the config with the library's own functions (steps.compile_step, score.target_logprobs, decode.prefill …).
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ from ml_collections import ConfigDict
 
 from radit_jax import sharding
 from radit_jax.errors import InputError
-from radit_jax.inference import ensemble, score
+from radit_jax.inference import decode as decoding
+from radit_jax.inference import score
 from radit_jax.inputs import with_dtypes
 from radit_jax.models import flash
 from radit_jax.models.attention import Segments, Trees
 from radit_jax.models.lm import LmConfig
-from radit_jax.planning import shapes
+from radit_jax.planning import flops, shapes
 from radit_jax.retrieval import encode, exact
 from radit_jax.retrieval.candidates import QUERIES
 from radit_jax.sharding import DATA, MODEL
@@ -57,6 +58,7 @@ class Program:
     unit: str  # tokens, questions, passages, queries
     calls: int | None = None  # of the configured run, where the config says how many
     endless: int = 1  # trips of its loop that ends by what it computes
+    asked: int = 0  # operations that the task asks for (flops.asked), where they are counted
     note: str = ""
 
     def trace(self) -> Any:
@@ -81,7 +83,7 @@ def lm_step(c: ConfigDict, mesh: Mesh, settings: Settings) -> Program:
     ints, floats = _rows(mesh, jnp.int32, lead=1), _rows(mesh, jnp.float32, lead=1)
     batch = LmBatch(*(ints(A, B, T) for _ in range(3)), ints(A, B, slots), ints(A, B, slots), floats(A, B, slots))
     step, state = _step(steps.lm_step, abstract_lm(config), c.lm_ft.optimizer, c.lm_ft.steps, mesh, sharding.LM_RULES)
-    return Program("lm_step", mesh, step, (state, batch), A * B * T, "tokens", c.lm_ft.steps, note=_attention(config))
+    return Program("lm_step", mesh, step, (state, batch), A * B * T, "tokens", c.lm_ft.steps, **_asked(config, A * B, T, slots, times=3))
 
 
 def lsr_step(c: ConfigDict, mesh: Mesh, settings: Settings) -> Program:
@@ -110,7 +112,7 @@ def scoring(c: ConfigDict, mesh: Mesh, settings: Settings) -> Program:
     parts = mesh.shape[DATA]
     slots = ints(parts, B // parts * TARGET)
     arguments = (graphdef, params, ints(B, T), ints(B, T), rows, slots, slots)
-    return Program("score", mesh, score.target_logprobs, arguments, B * T, "tokens", note=_attention(config))
+    return Program("score", mesh, score.target_logprobs, arguments, B * T, "tokens", **_asked(config, B, T, TARGET, times=1))
 
 
 def embed(c: ConfigDict, mesh: Mesh, settings: Settings) -> Program:
@@ -133,7 +135,7 @@ def prefill(c: ConfigDict, mesh: Mesh, settings: Settings) -> Program:
     config, graphdef, params, (B, K, T) = _ensemble(c, mesh, settings)
     ints = _rows(mesh, jnp.int32)
     arguments = (graphdef, params, ints(B, K, T), ints(B, K), c.evaluate.max_new_tokens)
-    return Program("prefill", mesh, ensemble.prefill, arguments, B, "questions")
+    return Program("prefill", mesh, decoding.prefill, arguments, B, "questions")
 
 
 def decode(c: ConfigDict, mesh: Mesh, settings: Settings) -> Program:
@@ -147,7 +149,7 @@ def decode(c: ConfigDict, mesh: Mesh, settings: Settings) -> Program:
     stops = jax.ShapeDtypeStruct((STOPS,), jnp.int32, sharding=sharding.replicated(mesh))
     last = _put(mesh, last, P(rows, None, _axis(mesh, MODEL, config.vocab_size)))
     arguments = (graphdef, params, last, _rows(mesh, jnp.int32)(B, K), cache, stops, new)
-    return Program("decode", mesh, ensemble.decode_each, arguments, B, "questions", endless=new, note=f"{new} tokens after each prompt")
+    return Program("decode", mesh, decoding.decode_each, arguments, B, "questions", endless=new, note=f"{new} tokens after each prompt")
 
 
 def search(c: ConfigDict, mesh: Mesh, settings: Settings) -> Program:
@@ -186,8 +188,11 @@ def _lm(c: ConfigDict, mesh: Mesh, settings: Settings, *, rows: int, param_dtype
     return dataclasses.replace(config, attention=flash.choose(kernel, config, rows, mesh.shape[MODEL]))
 
 
-def _attention(config: LmConfig) -> str:
-    return f"{config.attention} attention"
+def _asked(config: LmConfig, rows: int, row_length: int, outputs: int, *, times: int) -> dict[str, Any]:
+    """Of whole rows, each one instance with so many outputs."""
+    pairs = rows * row_length * (row_length + 1) // 2
+    asked = flops.asked(config, rows * row_length, rows * outputs, pairs, times=times)
+    return {"asked": asked, "note": f"{config.attention} attention"}
 
 
 def _encoder(c: ConfigDict, mesh: Mesh, name: str, dtype: str) -> nnx.Module:

@@ -44,7 +44,7 @@ def _program(cost: Cost) -> str:
         ("HBM traffic", f"{size(cost.traffic)} a chip and call"),
         ("least time of a call", f"{duration(cost.least_s)} ({', '.join(f'{k} {duration(s)}' for k, s in cost.seconds.items())})"),
         ("bound by", cost.bound_by),
-        ("at most", f"{cost.rate:,.4g} {cost.unit}/s"),
+        ("at most", f"{cost.rate:,.4g} {cost.unit}/s" + utilisation(cost)),
     ]
     if cost.calls is not None:
         rows.append(("the run at least", f"{cost.calls:,} calls, {run(cost)}"))
@@ -55,6 +55,11 @@ def _program(cost: Cost) -> str:
 def _slower(cost: Cost) -> str:
     """Float32 products take several passes."""
     return f" ({cost.flops_passed / cost.flops:.1f} × that in bfloat16 passes)" if cost.flops_passed > cost.flops else ""
+
+
+def utilisation(cost: Cost) -> str:
+    """What of the peak is for the task, not for what is computed twice or waited for."""
+    return "" if cost.utilisation is None else f", {100 * cost.utilisation:.0f} % of the peak"
 
 
 def compiled(cost: Cost) -> str:
@@ -77,7 +82,7 @@ def run(cost: Cost) -> str:
 def row(name: str, topology: Topology, cost: Cost) -> tuple[str, ...]:
     """One plan as a row of the table."""
     fits = f"yes, {size(cost.spare)} spare" if cost.fits else f"no, {size(-cost.spare)} missing"
-    rate, whole = (f"{cost.rate:,.3g} {cost.unit}/s", "–" if cost.days is None else run(cost)) if cost.fits else ("–", "–")
+    rate, whole = (f"{cost.rate:,.3g} {cost.unit}/s" + utilisation(cost), "–" if cost.days is None else run(cost)) if cost.fits else ("–", "–")
     mesh = f"{cost.data}×{cost.model}"
     return (
         name, topology.name, f"{topology.chips}", mesh, cost.note, size(cost.arguments), size(cost.temporaries), size(cost.hbm), fits,

@@ -10,6 +10,7 @@ import bisect
 import collections
 import dataclasses
 import functools
+import hashlib
 import itertools
 import math
 import time
@@ -83,6 +84,7 @@ class Tally:
     tokens: int = 0
     computed: int = 0  # tokens with padding
     truncated: int = 0  # texts longer than max_tokens
+    copies: int = 0  # texts that were there before, whose vectors are copied
     shapes: set[tuple[int, int]] = dataclasses.field(default_factory=set)
     seconds: float = 0.0
 
@@ -171,13 +173,17 @@ def _embed(
 ) -> tuple[np.ndarray, Tally]:
     tally, vectors_NxE = Tally(texts=count), None
     began = time.monotonic()
-    batches = _batches(_tokenized(tokenizer, texts, buckets.max_tokens, tally), buckets)
+    copies: list[tuple[int, int]] = []
+    batches = _batches(_tokenized(tokenizer, _distinct(texts, copies), buckets.max_tokens, tally), buckets)
     for rows, result_BxE in _encoded(encode, batches, tally):
         if vectors_NxE is None:
             vectors_NxE = np.empty((count, result_BxE.shape[1]), dtype)
         vectors_NxE[rows] = _narrowed(rows, result_BxE, dtype)
         advance(len(rows))
-    tally.seconds = time.monotonic() - began
+    for row, before in copies:
+        vectors_NxE[row] = vectors_NxE[before]
+    advance(len(copies))
+    tally.copies, tally.seconds = len(copies), time.monotonic() - began
     return vectors_NxE, tally
 
 
@@ -192,22 +198,36 @@ def _narrowed(rows: list[int], vectors_BxE: np.ndarray, dtype: np.dtype) -> np.n
     return narrowed_BxE
 
 
-def _tokenized(tokenizer: EncoderTokenizer, texts: Iterator[str], max_tokens: int, tally: Tally) -> Iterator[np.ndarray]:
-    """The tokens of every text without padding; what had to be cut is counted."""
+def _distinct(texts: Iterator[str], copies: list[tuple[int, int]]) -> Iterator[tuple[int, str]]:
+    """(row, text) of every text that was not there before; `copies` get (row, row of the same text) of the others."""
+    rows: dict[bytes, int] = {}
+    for row, text in enumerate(texts):
+        before = rows.setdefault(hashlib.blake2b(text.encode(), digest_size=16).digest(), row)
+        if before == row:
+            yield row, text
+        else:
+            copies.append((row, before))
+
+
+def _tokenized(
+    tokenizer: EncoderTokenizer, texts: Iterator[tuple[int, str]], max_tokens: int, tally: Tally
+) -> Iterator[tuple[int, np.ndarray]]:
+    """(row, tokens without padding) of every text; what had to be cut is counted."""
     specials = tokenizer.encode_with_specials([""], max_tokens)[1].sum()
-    while chunk := list(itertools.islice(texts, READ)):
-        tokens_BxT, mask_BxT = tokenizer.encode_with_specials(chunk, max_tokens)
+    while items := list(itertools.islice(texts, READ)):
+        rows, chunk = zip(*items)
+        tokens_BxT, mask_BxT = tokenizer.encode_with_specials(list(chunk), max_tokens)
         lengths_B = mask_BxT.sum(axis=1)
         # The tokenizer may have a lower limit of its own; whatever was cut is among the longest, and shows when it is not cut.
         longest = [text for text, length in zip(chunk, lengths_B) if length == lengths_B.max()]
         tally.truncated += sum(len(tokens) + specials > lengths_B.max() for tokens in tokenizer.encode_batch(longest))
-        yield from (tokens_T[:length] for tokens_T, length in zip(tokens_BxT, lengths_B))
+        yield from ((row, tokens_T[:length]) for row, tokens_T, length in zip(rows, tokens_BxT, lengths_B))
 
 
-def _batches(texts: Iterable[np.ndarray], buckets: Buckets) -> Iterator[Batch]:
+def _batches(texts: Iterable[tuple[int, np.ndarray]], buckets: Buckets) -> Iterator[Batch]:
     """Yields (rows, tokens_BxT, mask_BxT): whole batches of one bucket, and at the end what is left, longest first."""
     waiting: dict[int, list[tuple[int, np.ndarray]]] = {length: [] for length in buckets.lengths}
-    for row, tokens_T in enumerate(texts):
+    for row, tokens_T in texts:
         length = buckets.length(len(tokens_T))
         waiting[length].append((row, tokens_T))
         if len(waiting[length]) == buckets.rows(length):
@@ -280,7 +300,7 @@ def _begun(folder: Path) -> int:
 def _facts(folder: Path, shard_size: int, dtype: str) -> dict[str, Any]:
     """Sums over the tallies of all shards, so that an interrupted run reports what an uninterrupted one does."""
     tallies = [about_shard(path) for path in sorted(folder.glob("vectors-*.npy"))]
-    total = {key: sum(tally[key] for tally in tallies) for key in ("texts", "tokens", "computed", "truncated", "seconds")}
+    total = {key: sum(tally.get(key, 0) for tally in tallies) for key in ("texts", "tokens", "computed", "truncated", "copies", "seconds")}
     return {
         "passages": total["texts"],
         "dim": open_vectors(folder).dim,
@@ -288,6 +308,7 @@ def _facts(folder: Path, shard_size: int, dtype: str) -> dict[str, Any]:
         "shards": len(tallies),
         "shard_size": shard_size,
         "truncated": total["truncated"],
+        "copies": total["copies"],  # of a text in the same shard: not computed again
         "padding_share": round(1 - total["tokens"] / total["computed"], 4),
         "compiles": len({tuple(shape) for tally in tallies for shape in tally["shapes"]}),
         "passages_per_s": round(total["texts"] / total["seconds"], 1),  # of one process

@@ -1,0 +1,222 @@
+"""What an ensemble runs on the devices: reading the k prompts of B questions, decoding after them, scoring candidates over their caches.
+
+The LM sees one prompt a row and `vmap` runs it over K (axis 1). A row that has ended may be given another prompt (continuous batching):
+rows share the slot they write to, the slots after the prompts are a ring, and a row has ended before its first token is overwritten.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from radit_jax.models.apart import APART, ApartCache, ApartLM
+from radit_jax.models.attention import Segments, Trees
+from radit_jax.models.layers import as_bits, from_bits, platform
+from radit_jax.models.lm import LM, KVCache
+from radit_jax.types import PyTree
+
+# Where K is in a cache: after L, for a scan over layers would otherwise transpose the cache in every step; all prompts write the same slot.
+CACHE_K = KVCache(k_LxBxGxSxh=1, v_LxBxGxSxh=1, positions_BxS=0, next_slot=None)
+APART_K = ApartCache(k_BxGxSxh=0, v_BxGxSxh=0, positions_BxSx1=0, next_slot=None)
+
+
+def mix_logprobs(logp_KxV: jax.Array, logw_K: jax.Array) -> jax.Array:
+    """log Σ_k w_k p_k: probabilities are averaged, never logits (SPEC trap 7)."""
+    return jax.nn.logsumexp(logp_KxV + logw_K[:, None], axis=0)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 4))
+def prefill(graphdef: nnx.GraphDef, params: PyTree, tokens_BxKxT: jax.Array, lengths_BxK: jax.Array, new_tokens: int):
+    """Reads the k prompts of each question: log-probs of the next token (B, K, V) and the KV caches, with room for `new_tokens`."""
+    lm = nnx.merge(graphdef, params)
+
+    def one(tokens_BxT, lengths_B):
+        hidden_BxTxD, cache = lm.prefill(tokens_BxT, lengths_B, tokens_BxT.shape[1] + new_tokens)
+        last_BxD = jnp.take_along_axis(hidden_BxTxD, (lengths_B - 1)[:, None, None], axis=1)[:, 0]
+        return jax.nn.log_softmax(lm.logits(last_BxD)), cache
+
+    return jax.vmap(one, in_axes=(1, 1), out_axes=(1, CACHE_K))(tokens_BxKxT, lengths_BxK)
+
+
+# -- decoding ---------------------------------------------------------------------------------------------------------------------------
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """Questions in the middle of their answers: R rows each, K (every prompt on its own) or 1 (the mixture)."""
+
+    cache: PyTree  # of the K prompts
+    lengths_BxK: jax.Array  # tokens of the prompts
+    token_BxR: jax.Array  # the next one, chosen and not yet read
+    taken_BxR: jax.Array  # tokens of the answer so far
+    done_BxR: jax.Array
+    logp_BxR: jax.Array  # of the tokens so far with the next one; of the answer and its end, by any stop token, where that is done
+    ids_BxRxS: jax.Array  # −1 after the end
+
+
+def decoder(lm: LM) -> LM | ApartLM:
+    """The form of an LM that decodes fastest on this platform. Where it is apart it holds a copy of the layers' weights."""
+    return ApartLM(lm) if platform() in APART else lm
+
+
+@functools.partial(jax.jit, static_argnums=(0, 6))
+def decode_each(graphdef, params, last_BxKxV, lengths_BxK, cache, stops_I, new_tokens: int):
+    """Greedy decoding of every prompt on its own: (ids_BxKxS with −1 after the end, logp_BxK of the ids and their end).
+
+    `graphdef` and `params` are those of a `decoder`.
+    """
+    real_B, apart = jnp.ones(len(lengths_BxK), bool), isinstance(nnx.merge(graphdef, params), ApartLM)
+    rows = begin(last_BxKxV, lengths_BxK, cache, stops_I, real_B, new_tokens, apart)
+    rows = go(graphdef, params, rows, stops_I, lengths_BxK.size)
+    return rows.ids_BxRxS, rows.logp_BxR
+
+
+@functools.partial(jax.jit, static_argnums=(5, 6))
+def begin(last_BxKxV, lengths_BxK, cache, stops_I, real_B, new_tokens: int, apart: bool) -> Rows:
+    """The rows of prompts that were read, for a decoder that is `apart`; those of questions that are not real have ended."""
+    cache = ApartCache.of(cache) if apart else cache
+    rows = _rows(cache, lengths_BxK, jnp.broadcast_to(~real_B[:, None], lengths_BxK.shape), new_tokens)
+    return _hear(rows, last_BxKxV, stops_I)
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
+def go(graphdef, params, rows: Rows, stops_I, enough) -> Rows:
+    """Decodes every row on its own until `enough` more of them have ended, or all."""
+    return _go(_step(nnx.merge(graphdef, params)), lambda logits_BxKxV: logits_BxKxV, rows, stops_I, enough)
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def take(rows: Rows, others: Rows, to_M: jax.Array, from_M: jax.Array) -> Rows:
+    """`rows` with those of numbers to_M replaced by the others' of numbers from_M, b · K + k. The same pair may be there twice."""
+    K = rows.lengths_BxK.shape[1]
+    (to_b, to_k), (from_b, from_k) = (jnp.divmod(numbers_M, K) for numbers_M in (to_M, from_M))
+
+    def in_front(x, y):  # (B, K, …)
+        return x.at[to_b, to_k].set(y[from_b, from_k])
+
+    def in_cache(x, y, axis):
+        if axis is None:
+            return x  # all rows write where these do
+        at, of = ((slice(None),) * axis + (k, b) for k, b in ((to_k, to_b), (from_k, from_b)))
+        return from_bits(as_bits(x).at[at].set(as_bits(y)[of]))
+
+    axes = CACHE_K if isinstance(rows.cache, KVCache) else APART_K
+    cache = {
+        field.name: jax.tree.map(
+            functools.partial(in_cache, axis=getattr(axes, field.name)), getattr(rows.cache, field.name), getattr(others.cache, field.name)
+        )
+        for field in dataclasses.fields(axes)
+    }
+    rest = {field.name: in_front(getattr(rows, field.name), getattr(others, field.name)) for field in dataclasses.fields(Rows)[1:]}
+    return Rows(type(rows.cache)(**cache), **rest)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 7))
+def decode_mixture(graphdef, params, last_BxKxV, lengths_BxK, cache, logw_BxK, stops_I, new_tokens: int):
+    """Eq. 2 at every step: the k next-token distributions are mixed, one token is chosen, all k prompts read it: (ids_BxS, logp_B)."""
+    model = nnx.merge(graphdef, params)
+    each, k = _step(model), lengths_BxK.shape[1]
+
+    def mixed(logits_BxKxV):
+        return jax.vmap(mix_logprobs)(jax.nn.log_softmax(logits_BxKxV), logw_BxK)[:, None]
+
+    def step(token_Bx1, positions_BxK, cache):
+        return each(jnp.repeat(token_Bx1, k, axis=1), positions_BxK, cache)
+
+    cache = ApartCache.of(cache) if isinstance(model, ApartLM) else cache
+    rows = _rows(cache, lengths_BxK, jnp.zeros((len(lengths_BxK), 1), bool), new_tokens)
+    rows = _go(step, mixed, _hear(rows, mixed(last_BxKxV), stops_I), stops_I, len(lengths_BxK))
+    return rows.ids_BxRxS[:, 0], rows.logp_BxR[:, 0]
+
+
+def _rows(cache, lengths_BxK, done_BxR, new_tokens: int) -> Rows:
+    """Rows that are still to hear of their first token."""
+    none, nothing = jnp.zeros(done_BxR.shape, jnp.int32), jnp.zeros(done_BxR.shape)
+    return Rows(cache, lengths_BxK, none, none, done_BxR, nothing, jnp.full((*done_BxR.shape, new_tokens), -1, jnp.int32))
+
+
+def _go(step, answers, rows: Rows, stops_I, enough) -> Rows:
+    """`answers` makes the logits of the rows (B, R, V) of those of the prompts."""
+    ended = jnp.sum(rows.done_BxR)
+
+    def running(rows: Rows):
+        return (jnp.sum(rows.done_BxR) - ended < enough) & ~jnp.all(rows.done_BxR)
+
+    def body(rows: Rows) -> Rows:
+        S = rows.ids_BxRxS.shape[-1]
+        here_BxRxS = (jnp.arange(S)[None, None] == rows.taken_BxR[..., None]) & ~rows.done_BxR[..., None]
+        ids_BxRxS = jnp.where(here_BxRxS, rows.token_BxR[..., None], rows.ids_BxRxS)
+        logits_BxKxV, cache = step(rows.token_BxR, rows.lengths_BxK + rows.taken_BxR, rows.cache)
+        slot = jnp.where(cache.next_slot < cache.capacity, cache.next_slot, cache.capacity - S)
+        cache, taken_BxR = dataclasses.replace(cache, next_slot=slot), rows.taken_BxR + ~rows.done_BxR
+        return _hear(dataclasses.replace(rows, cache=cache, taken_BxR=taken_BxR, ids_BxRxS=ids_BxRxS), answers(logits_BxKxV), stops_I)
+
+    return jax.lax.while_loop(running, body, rows)
+
+
+def _hear(rows: Rows, logits_BxRxV: jax.Array, stops_I) -> Rows:
+    """The rows with their next token, the likeliest. One that stops, or has no room, ends: its probability is that of any stop token."""
+    norm_BxR = jax.nn.logsumexp(logits_BxRxV, axis=-1)
+    token_BxR = jnp.argmax(logits_BxRxV, -1).astype(jnp.int32)
+    stops_BxR = jnp.any(token_BxR[..., None] == stops_I[None, None], axis=-1) | (rows.taken_BxR == rows.ids_BxRxS.shape[-1])
+    logp_BxR = jnp.where(stops_BxR, _end_logprob(logits_BxRxV, norm_BxR, stops_I), jnp.max(logits_BxRxV, -1) - norm_BxR)
+    logp_BxR = rows.logp_BxR + jnp.where(rows.done_BxR, 0.0, logp_BxR)
+    return dataclasses.replace(rows, token_BxR=token_BxR, done_BxR=rows.done_BxR | stops_BxR, logp_BxR=logp_BxR)
+
+
+def _step(model: LM | ApartLM) -> Callable:
+    """(token_BxK, positions_BxK, cache) → (logits_BxKxV, cache): one more token in every row."""
+    if isinstance(model, ApartLM):
+        return jax.vmap(model.decode_step, in_axes=(1, 1, APART_K), out_axes=(1, APART_K))
+
+    def one(token_B, positions_B, cache):
+        hidden_Bx1xD, k, v = model.extend(token_B[:, None], positions_B[:, None], Segments(jnp.ones_like(token_B)[:, None]), cache)
+        return model.logits(hidden_Bx1xD[:, 0]), k, v
+
+    def step(token_BxK, positions_BxK, cache):
+        logits_BxKxV, k, v = jax.vmap(one, in_axes=(1, 1, CACHE_K), out_axes=1)(token_BxK, positions_BxK, cache)
+        # The write stands outside: vmap's rule for it would transpose the whole cache and back.
+        return logits_BxKxV, cache.append(k, v, positions_BxK.T[..., None])
+
+    return step
+
+
+# -- candidates -------------------------------------------------------------------------------------------------------------------------
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def score_nodes(graphdef, params, last_BxKxV, lengths_BxK, cache, tokens_BxN, depths_BxN, ends_BxN, parents_BxN, stops_I):
+    """Candidates of each question as trees of N tokens, read over the caches of its K prompts.
+
+    Returns log p of each token after those before it (B, K, N), of the end after each token (B, K, N), and of the end at once (B, K).
+    """
+    lm = nnx.merge(graphdef, params)
+    vocabulary = lm.vocabulary()
+
+    def read(lengths_B, cache):
+        return lm.extend(tokens_BxN, lengths_B[:, None] + depths_BxN, Trees(ends_BxN), cache)[0]
+
+    def one(args):
+        last_BxV, hidden_BxNxD = args
+        norm_BxN = vocabulary.normalizers(hidden_BxNxD)
+        # A token's logits are those of its parent; a first token's are the prompt's.
+        b_Bx1, before_BxN = jnp.arange(len(tokens_BxN))[:, None], jnp.maximum(parents_BxN, 0)
+        after_BxN = vocabulary.token_logits(hidden_BxNxD[b_Bx1, before_BxN], tokens_BxN) - norm_BxN[b_Bx1, before_BxN]
+        logp_BxN = jnp.where(parents_BxN < 0, jnp.take_along_axis(last_BxV, tokens_BxN, axis=-1), after_BxN)
+        end_BxN = jax.nn.logsumexp(vocabulary.of(stops_I).logits(hidden_BxNxD), axis=-1) - norm_BxN
+        return logp_BxN, end_BxN, _end_logprob(last_BxV, jnp.zeros(()), stops_I)
+
+    hidden_KxBxNxD = jax.vmap(read, in_axes=(1, CACHE_K))(lengths_BxK, cache)
+    found = jax.lax.map(one, (jnp.swapaxes(last_BxKxV, 0, 1), hidden_KxBxNxD))
+    return tuple(jnp.swapaxes(part, 0, 1) for part in found)
+
+
+def _end_logprob(logits_xV: jax.Array, norm_x: jax.Array, stops_I: jax.Array) -> jax.Array:
+    """log-probability that the answer ends here: of all stop tokens together. `norm_x` is logsumexp(logits)."""
+    return jax.nn.logsumexp(jnp.take(logits_xV, stops_I, axis=-1), axis=-1) - norm_x
