@@ -1,6 +1,6 @@
 """The paper's tables at the scale of a config: systems by numbers of passages and seeds, and its ablations. Resumable.
 
-python launch/reproduce.py --config=configs/radit.py:nq_wiki --workdir=runs/nq_wiki [--parts=dual,instruction,passages,ensemble,target] [--seeds=0,1,2]
+python launch/reproduce.py --config=configs/radit.py:nq_wiki --workdir=runs/nq_wiki [--parts=dual,instruction] [--seeds=0,1,2]
 """
 
 from absl import flags

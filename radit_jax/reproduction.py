@@ -1,7 +1,7 @@
 """The paper's tables at the scale of a config (launch/reproduce.py): systems, numbers of passages, seeds, and its ablations.
 
-A part is a question; its cells are (variant of the config, system, k). All cells of all parts are artifacts of one workdir, so that what two
-parts share is made once and a stopped sweep goes on. An LM or encoder that is trained is trained once a seed.
+A part is a question; its cells are (variant of the config, system, k). All cells of all parts are artifacts of one workdir, so that what
+two parts share is made once and a stopped sweep goes on. An LM or encoder that is trained is trained once a seed.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ PARTS: Mapping[str, Part] = {
 
 
 def make(config: ConfigDict, workdir: str | Path, parts: Sequence[str], seeds: Sequence[int]) -> dict[str, Any]:
-    """Makes (or opens) all cells of the parts, and returns them as data; also in `workdir/reproduction.json`, written after every variant."""
+    """Makes (or opens) all cells of the parts, and returns them as data, which `workdir/reproduction.json` gets after every variant."""
     if unknown := [name for name in parts if name not in PARTS]:
         raise InputError(f"--parts names {unknown[0]!r}, expected some of {', '.join(PARTS)}")
     workdir, cells = Path(workdir), []

@@ -278,4 +278,5 @@ def test_a_text_that_is_there_twice_is_embedded_once(encode, tokenizer, tmp_path
     facts = embed_passages(counting, tokenizer, store, tmp_path / "vectors", **sizes)
     assert sum(rows) == len(set(texts)) and facts["copies"] == len(texts) - len(set(texts)) and facts["passages"] == len(texts)
     found = open_vectors(tmp_path / "vectors")[:]
-    np.testing.assert_allclose(found, one_by_one(encode, tokenizer, [passage.content for passage in store.read(range(len(texts)))]), atol=1e-5)
+    contents = [passage.content for passage in store.read(range(len(texts)))]
+    np.testing.assert_allclose(found, one_by_one(encode, tokenizer, contents), atol=1e-5)

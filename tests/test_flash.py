@@ -277,7 +277,7 @@ def test_the_platform_chooses(monkeypatch):
         return flash.choose(flash.kernel_for(platform), config, row_length, model)
 
     for there, expected in ((True, "cudnn"), (False, "triton")):
-        monkeypatch.setattr(flash, "_hopper", lambda: there)
+        monkeypatch.setattr(flash, "_hopper", lambda there=there: there)
         found = {platform: chosen(platform, llama) for platform in ("tpu", "gpu", "cuda", "cpu")}
         assert found == {"tpu": "splash", "gpu": expected, "cuda": expected, "cpu": "reference"}
         assert chosen("gpu", dataclasses.replace(llama, dtype="float32")) == "triton"

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny
-from configs import common
 from torture import command, export_models
 
+from configs import common
 from radit_jax import reproduction
 from radit_jax.reproduction import PARTS, SYSTEMS
 from radit_jax.training import batches

@@ -7,8 +7,8 @@ import json
 import jax
 import numpy as np
 import pytest
-from configs import common
 
+from configs import common
 from radit_jax import sharding
 from radit_jax.benchmarks import utilisation
 from radit_jax.errors import InputError

@@ -38,7 +38,9 @@ PEAKS = {
     "H100": (989e12, 3.35e12),
     "H200": (989e12, 4.8e12),
     "A100": (312e12, 2.04e12),
-    **{name: (CHIPS[chip].flops, CHIPS[chip].hbm_rate) for name, chip in (("TPU v4", "v4"), ("TPU v5 lite", "v5e"), ("TPU v6 lite", "v6e"))},
+    **{
+        name: (CHIPS[chip].flops, CHIPS[chip].hbm_rate) for name, chip in (("TPU v4", "v4"), ("TPU v5 lite", "v5e"), ("TPU v6 lite", "v6e"))
+    },
     "TPU v5p": (CHIPS["v5p"].flops, CHIPS["v5p"].hbm_rate),
 }
 
@@ -92,7 +94,9 @@ def measure(program: Program, c: ConfigDict, repetitions: int) -> dict[str, Any]
 def text(result: dict[str, Any]) -> str:
     """A result as people read it."""
     about = f"{result['kind']}: {result['model']}, {result['dtype']}{', ' * bool(result['note'])}{result['note']}, {result['device']}"
-    rate = f"{result['rate']:,.0f} tokens/s, {result['seconds'] * 1e3:.1f} ms a call ({result['least'] * 1e3:.1f}–{result['most'] * 1e3:.1f})"
+    rate = (
+        f"{result['rate']:,.0f} tokens/s, {result['seconds'] * 1e3:.1f} ms a call ({result['least'] * 1e3:.1f}–{result['most'] * 1e3:.1f})"
+    )
     done = [f"{result['operations'] / result['seconds'] / 1e12:.1f} TFLOP/s"] if result["operations"] else []
     done += [f"{result['bytes'] / result['seconds'] / 1e9:,.0f} GB/s"] if result["bytes"] else []
     shares = {"operations": result["share_of_peak"], "memory bandwidth": result["share_of_bandwidth"]}
@@ -191,7 +195,10 @@ def _decode(program: Program, c: ConfigDict) -> tuple[Callable[[], None], dict[s
         graphdef, params = nnx.split(decode.decoder(nnx.merge(graphdef, _random(params))))
     size = jnp.dtype(c.lm.dtype).itemsize
     slots = sum(S - new + step + 1 for step in range(new))
-    read = new * (flops.matrices(config) + config.width * config.vocab_size) + B * K * slots * config.layers * 2 * config.kv_heads * config.head_dim
+    read = (
+        new * (flops.matrices(config) + config.width * config.vocab_size)
+        + B * K * slots * config.layers * 2 * config.kv_heads * config.head_dim
+    )
 
     def run() -> None:
         with jax.set_mesh(program.mesh):
@@ -257,4 +264,3 @@ def _normal(shape: tuple[int, ...], dtype: Any) -> jax.Array:
 
 def _put(array: np.ndarray, like: jax.ShapeDtypeStruct) -> jax.Array:
     return jax.device_put(np.asarray(array, like.dtype), like.sharding)
-

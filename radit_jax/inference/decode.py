@@ -190,6 +190,16 @@ def _step(model: LM | ApartLM) -> Callable:
 # -- candidates -------------------------------------------------------------------------------------------------------------------------
 
 
+@jax.jit
+def some(last_BxKxV, lengths_BxK, cache: KVCache, at_M: jax.Array):
+    """The same of the questions at_M alone."""
+    k, v, positions = (
+        jnp.take(x, at_M, axis=-4) for x in (as_bits(cache.k_LxBxGxSxh), as_bits(cache.v_LxBxGxSxh), cache.positions_BxS[..., None, None])
+    )
+    cache = KVCache(from_bits(k), from_bits(v), positions[..., 0, 0], cache.next_slot)
+    return jnp.take(last_BxKxV, at_M, axis=0), jnp.take(lengths_BxK, at_M, axis=0), cache
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def score_nodes(graphdef, params, last_BxKxV, lengths_BxK, cache, tokens_BxN, depths_BxN, ends_BxN, parents_BxN, stops_I):
     """Candidates of each question as trees of N tokens, read over the caches of its K prompts.

@@ -24,7 +24,7 @@ from jax.sharding import Mesh
 from radit_jax import distributed, sharding
 from radit_jax.data import trees
 from radit_jax.data.instances import InstanceMaker
-from radit_jax.data.padding import bucket, pad_rows
+from radit_jax.data.padding import bucket, pad_rows, rows_of_call
 from radit_jax.errors import InputError
 from radit_jax.inference import decode
 from radit_jax.inference.decode import Rows
@@ -246,21 +246,31 @@ class Ensemble:
 
         With `ends` the probability that the answer ends there is part of it.
         """
+        (B, K), platform = lengths_BxK.shape, self.mesh.devices.flat[0].platform
+        steps = {"smallest": 8} if platform == "cpu" else {"smallest": 64, "parts": 1}  # fewer compiles there
         grown = [trees.grow(choices, worth=1) for choices in listed]
-        steps = {"smallest": 8} if self.mesh.devices.flat[0].platform == "cpu" else {"smallest": 64, "parts": 1}  # fewer compiles there
-        width = bucket(max(sum(tree.size for tree in row) for row in grown), **steps)
-        forests = [trees.plant(choices, [row], width) for choices, row in zip(listed, grown)]
-        nodes = zip(*((forest.tokens_RxT, forest.positions_RxT, forest.ends_RxT, forest.parents_RxT()) for forest in forests))
-        self.shapes.add((*last_BxKxV.shape[:2], cache.positions_BxS.shape[-1], width))
-        on_mesh = (sharding.put_rows(self.mesh, np.concatenate(rows)) for rows in nodes)
-        found = decode.score_nodes(self.graphdef, self.params, last_BxKxV, lengths_BxK, cache, *on_mesh, self.stops_I)
-        logp_BxKxN, end_BxKxN, end_BxK = map(distributed.to_host, found)
-        logp_BxKxC = np.full((*end_BxK.shape, max(map(len, listed))), -np.inf, np.float32)
-        for b, forest in enumerate(forests):
-            for c, path in enumerate(forest.paths):
-                logp_BxKxC[b, :, c] = logp_BxKxN[b][:, path].sum(-1)
-                if ends:
-                    logp_BxKxC[b, :, c] += end_BxKxN[b, :, path[-1]] if len(path) else end_BxK[b]
+        sizes = [sum(tree.size for tree in row) for row in grown]
+        logp_BxKxC = np.full((B, K, max(map(len, listed))), -np.inf, np.float32)
+        left = sorted((b for b in range(B) if b < len(listed) and listed[b]), key=lambda b: -sizes[b])
+        while left:
+            width, count = bucket(sizes[left[0]], **steps), B
+            if self.mesh.shape[sharding.DATA] == 1:  # a call of the questions that have about as many
+                count = rows_of_call([K * sizes[b] for b in left], K * width, B, platform)
+            these, left = left[:count], left[count:]
+            forests = [trees.plant(listed[b], [grown[b]], width) for b in these]
+            filled = forests + forests[-1:] * (count - len(these))
+            nodes = zip(*((forest.tokens_RxT, forest.positions_RxT, forest.ends_RxT, forest.parents_RxT()) for forest in filled))
+            on_mesh = (sharding.put_rows(self.mesh, np.concatenate(rows)) for rows in nodes)
+            read = (last_BxKxV, lengths_BxK, cache)
+            if count < B or these != list(range(B)):
+                read = decode.some(*read, np.asarray(these + these[-1:] * (count - len(these)), np.int32))
+            self.shapes.add((count, K, cache.capacity, width))
+            found = decode.score_nodes(self.graphdef, self.params, *read, *on_mesh, self.stops_I)
+            for b, forest, logp_KxN, end_KxN, end_K in zip(these, forests, *map(distributed.to_host, found)):
+                for c, path in enumerate(forest.paths):
+                    logp_BxKxC[b, :, c] = logp_KxN[:, path].sum(-1)
+                    if ends:
+                        logp_BxKxC[b, :, c] += end_KxN[:, path[-1]] if len(path) else end_K
         return logp_BxKxC
 
     def _batches(self, questions: Sequence[Prompted]) -> Iterator[_Batch]:

@@ -82,7 +82,9 @@ def run(cost: Cost) -> str:
 def row(name: str, topology: Topology, cost: Cost) -> tuple[str, ...]:
     """One plan as a row of the table."""
     fits = f"yes, {size(cost.spare)} spare" if cost.fits else f"no, {size(-cost.spare)} missing"
-    rate, whole = (f"{cost.rate:,.3g} {cost.unit}/s" + utilisation(cost), "–" if cost.days is None else run(cost)) if cost.fits else ("–", "–")
+    rate, whole = (
+        (f"{cost.rate:,.3g} {cost.unit}/s" + utilisation(cost), "–" if cost.days is None else run(cost)) if cost.fits else ("–", "–")
+    )
     mesh = f"{cost.data}×{cost.model}"
     return (
         name, topology.name, f"{topology.chips}", mesh, cost.note, size(cost.arguments), size(cost.temporaries), size(cost.hbm), fits,
