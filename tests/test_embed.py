@@ -265,6 +265,7 @@ def test_batches_of_one_bucket_leave_before_the_end():
 
 def test_a_text_that_is_there_twice_is_embedded_once(encode, tokenizer, tmp_path):
     texts = ["old stone", "river of silver", "old stone", "king", "old stone", "king"]
+    (tmp_path / "store").mkdir()
     build_store([Passage(f"p{i}", "", text) for i, text in enumerate(texts)], tmp_path / "store", max_words=100)
     rows = []
 
