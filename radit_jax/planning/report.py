@@ -44,7 +44,7 @@ def _program(cost: Cost) -> str:
         ("HBM traffic", f"{size(cost.traffic)} a chip and call"),
         ("least time of a call", f"{duration(cost.least_s)} ({', '.join(f'{k} {duration(s)}' for k, s in cost.seconds.items())})"),
         ("bound by", cost.bound_by),
-        ("at most", f"{cost.rate:,.4g} {cost.unit}/s" + utilisation(cost)),
+        ("at most", f"{figures(cost.rate, 4)} {cost.unit}/s" + utilisation(cost)),
     ]
     if cost.calls is not None:
         rows.append(("the run at least", f"{cost.calls:,} calls, {run(cost)}"))
@@ -55,6 +55,11 @@ def _program(cost: Cost) -> str:
 def _slower(cost: Cost) -> str:
     """Float32 products take several passes."""
     return f" ({cost.flops_passed / cost.flops:.1f} × that in bfloat16 passes)" if cost.flops_passed > cost.flops else ""
+
+
+def figures(number: float, significant: int) -> str:
+    """A number of so many figures, without an exponent: 247,000."""
+    return f"{float(f'{number:.{significant}g}'):,.15g}"
 
 
 def utilisation(cost: Cost) -> str:
@@ -83,7 +88,7 @@ def row(name: str, topology: Topology, cost: Cost) -> tuple[str, ...]:
     """One plan as a row of the table."""
     fits = f"yes, {size(cost.spare)} spare" if cost.fits else f"no, {size(-cost.spare)} missing"
     rate, whole = (
-        (f"{cost.rate:,.3g} {cost.unit}/s" + utilisation(cost), "–" if cost.days is None else run(cost)) if cost.fits else ("–", "–")
+        (f"{figures(cost.rate, 3)} {cost.unit}/s" + utilisation(cost), "–" if cost.days is None else run(cost)) if cost.fits else ("–", "–")
     )
     mesh = f"{cost.data}×{cost.model}"
     return (
