@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny
-from torture import command, export_models
+from torture import FIELDS, export_models
 
 from configs import common
 from radit_jax import reproduction
-from radit_jax.reproduction import PARTS, SYSTEMS
+from radit_jax.errors import InputError
+from radit_jax.reproduction import PARTS, SYSTEMS, Part
 from radit_jax.training import batches
 
 
@@ -65,33 +66,40 @@ def test_with_no_passages_every_example_is_asked_alone():
         assert "Background:" not in text and member.example.prompt in text
 
 
-def test_a_sweep_makes_its_cells_once_and_goes_on(tmp_path):
-    models, workdir = export_models(tmp_path / "models"), tmp_path / "run"
-    arguments = command(models, workdir, "reproduce", "--parts=dual", "--seeds=0", "--config.retrieval.k=10", "--config.lm_ft.steps=2")
-
-    def run() -> tuple[str, str]:
-        done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr[-2000:]
-        return done.stdout, done.stderr
-
-    first, _ = run()
-    value = json.loads((workdir / reproduction.FILE).read_text())
-    part = PARTS["dual"]
-    closed = sum(SYSTEMS[system][1] is None for system in part.systems)
-    assert len(value["cells"]) == (len(part.systems) - closed) * len(part.ks) + closed
-    assert first == reproduction.text(value) + "\n"
-    again, stderr = run()
-    assert again == first and ": making" not in stderr
+def small_config(models: Path):
+    c = common.base()
+    fields = {
+        "lm.checkpoint": models / "lm",
+        "retriever.query_encoder": models / "encoder",
+        "retriever.document_encoder": models / "encoder",
+    }
+    c.update_from_flattened_dict({field: str(path) for field, path in fields.items()} | FIELDS | {"retrieval.k": 10, "lm_ft.steps": 2})
+    return c
 
 
-@pytest.mark.parametrize(
-    ("flag", "message"),
-    [("--parts=duel", "--parts names 'duel', expected some of dual"), ("--seeds=a", "--seeds is 'a', expected numbers as 0,1,2")],
-)
-def test_a_wrong_flag_is_named(tmp_path, flag, message):
-    arguments = command(export_models(tmp_path / "models"), tmp_path / "run", "reproduce", flag)
-    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True)
-    assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
+def test_a_sweep_makes_its_cells_once_and_goes_on(tmp_path, monkeypatch, capsys):
+    variants = {"with": {}, "alone": {"lm_ft.passages": 0}}
+    monkeypatch.setitem(PARTS, "small", Part("a part", variants, ("no retrieval", "LM-ft only"), (1, 2)))
+    config, workdir = small_config(export_models(tmp_path / "models")), tmp_path / "run"
+    value = reproduction.make(config, workdir, ["small"], [0])
+    assert [(cell["variant"], cell["system"], cell["k"]) for cell in value["cells"]] == [
+        (variant, *cell) for variant in variants for cell in (("no retrieval", 0), ("LM-ft only", 1), ("LM-ft only", 2))
+    ]
+    stored = json.loads((workdir / reproduction.FILE).read_text())
+    assert stored["cells"] == value["cells"]
+    assert all(variant in reproduction.text(stored) for variant in variants)
+    assert len(list(workdir.glob("lm_ft-*"))) == 2 and len(list(workdir.glob("row-no_retrieval-*"))) == 1  # shared by the variants
+    capsys.readouterr()
+    again = reproduction.make(config, workdir, ["small"], [0])
+    assert again["cells"] == value["cells"] and ": making" not in capsys.readouterr().err
+
+
+def test_an_unknown_part_and_a_wrong_seed_are_named(tmp_path):
+    with pytest.raises(InputError, match="--parts names 'duel', expected some of dual, instruction"):
+        reproduction.make(common.base(), tmp_path, ["duel"], [0])
+    script = Path(__file__).parents[1] / "launch" / "reproduce.py"
+    done = subprocess.run([sys.executable, str(script), "--seeds=a"], capture_output=True, text=True)
+    assert done.returncode == 2 and "--seeds is 'a', expected numbers as 0,1,2" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_means_by_question_keep_their_order():
