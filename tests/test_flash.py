@@ -29,7 +29,7 @@ KERNELS = [
     "triton_interpreted",
     pytest.param("triton", marks=pytest.mark.skipif(not GPU, reason="no GPU here")),
 ]
-HOPPER = pytest.mark.skipif(not flash._hopper(), reason="no GPU of the Hopper generation here")
+HOPPER = pytest.mark.skipif(not flash._ragged_there(), reason="no GPU of the Hopper generation here")
 
 
 def rows() -> tuple[jax.Array, jax.Array]:
@@ -277,7 +277,7 @@ def test_the_platform_chooses(monkeypatch):
         return flash.choose(flash.kernel_for(platform), config, row_length, model)
 
     for there, expected in ((True, "cudnn"), (False, "triton")):
-        monkeypatch.setattr(flash, "_hopper", lambda there=there: there)
+        monkeypatch.setattr(flash, "_ragged_there", lambda there=there: there)
         found = {platform: chosen(platform, llama) for platform in ("tpu", "gpu", "cuda", "cpu")}
         assert found == {"tpu": "splash", "gpu": expected, "cuda": expected, "cpu": "reference"}
         assert chosen("gpu", dataclasses.replace(llama, dtype="float32")) == "triton"

@@ -19,6 +19,7 @@ platform, and in the end by the reference.
 from __future__ import annotations
 
 import functools
+import importlib.util
 import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -78,7 +79,7 @@ def obstacle(kernel: str, config: LmConfig, row_length: int, model: int = 1) -> 
         return "the layers' sliding windows differ"
     if kernel == "cudnn" and config.dtype != "bfloat16":
         return f"cuDNN's kernel knows no {config.dtype}"
-    if kernel == "cudnn" and not _hopper():
+    if kernel == "cudnn" and not _ragged_there():
         return "cuDNN's kernel for ragged rows is for the Hopper generation and later"
     if kernel.startswith(("cudnn", "triton")) and reaches != {None}:
         return f"the kernel for GPUs is given no sliding window, and the layers have one of {max(reaches)} tokens"
@@ -105,8 +106,10 @@ def reader(config: LmConfig, rows: Segments) -> Callable[[jax.Array, jax.Array, 
 
 
 @functools.cache
-def _hopper() -> bool:
-    """Whether all GPUs here are of that generation or a later one."""
+def _ragged_there() -> bool:
+    """Whether cuDNN's kernel can be called: all GPUs here are of the Hopper generation or a later one, and this JAX has the function."""
+    if importlib.util.find_spec("jax._src.cudnn.fused_attention_stablehlo") is None:
+        return False
     found = [device.compute_capability for device in jax.local_devices() if device.platform == "gpu"]
     return bool(found) and all(int(capability.split(".")[0]) >= 9 for capability in found)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from radit_jax.evaluation import report
 from radit_jax.planning.chips import GiB
 from radit_jax.planning.compiled import Cost
 from radit_jax.planning.topology import Topology
@@ -98,8 +99,7 @@ def row(name: str, topology: Topology, cost: Cost) -> tuple[str, ...]:
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:
-    lines = [HEAD, ("---",) * len(HEAD), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return report.markdown([HEAD, *rows])
 
 
 def size(number: float) -> str:
