@@ -80,6 +80,13 @@ def with_dtypes(config: ConfigDict, platform: str) -> ConfigDict:
     return config
 
 
+def with_fields(config: ConfigDict, fields: Mapping[str, Any]) -> ConfigDict:
+    """The config with some fields, by their dotted names, replaced."""
+    changed = copy.deepcopy(config)
+    changed.update_from_flattened_dict(fields)
+    return changed
+
+
 def sets(config: ConfigDict, part: str) -> list[tuple[Card, list[Question]]]:
     """The sets that config.train or config.test names, separated by commas, with their questions: at most `limit` of each.
 

@@ -6,7 +6,6 @@ two parts share is made once and a stopped sweep goes on. An LM or encoder that 
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import itertools
 import json
@@ -20,6 +19,7 @@ from ml_collections import ConfigDict
 from radit_jax import artifacts, distributed
 from radit_jax.errors import InputError
 from radit_jax.evaluation import metrics, report
+from radit_jax.inputs import with_fields
 from radit_jax.logbook import say
 from radit_jax.pipeline import Pipeline
 from radit_jax.table import ROWS, System, row
@@ -77,19 +77,12 @@ def make(config: ConfigDict, workdir: str | Path, parts: Sequence[str], seeds: S
     value: dict[str, Any] = {"cells": cells, "seconds": {}, "config": config.to_dict()}
     for seed, name in itertools.product(seeds, parts):
         for variant, changes in PARTS[name].variants.items():
-            pipeline = Pipeline(changed(config, {"seed": seed, **changes}), workdir)
+            pipeline = Pipeline(with_fields(config, {"seed": seed, **changes}), workdir)
             cells += _cells(pipeline, name, variant, seed)
             value["seconds"].setdefault(f"{name}{', ' * bool(variant)}{variant}", {})[seed] = pipeline.seconds
             if distributed.leads():
                 artifacts.write_json(workdir / FILE, value)
     return value
-
-
-def changed(config: ConfigDict, changes: Mapping[str, Any]) -> ConfigDict:
-    """The config with some fields, by their dotted names, replaced."""
-    found = copy.deepcopy(config)
-    found.update_from_flattened_dict(changes)
-    return found
 
 
 def _cells(pipeline: Pipeline, part: str, variant: str, seed: int) -> Iterator[dict[str, Any]]:
@@ -98,7 +91,7 @@ def _cells(pipeline: Pipeline, part: str, variant: str, seed: int) -> Iterator[d
     for system in sorted(PARTS[part].systems, key=lambda system: SYSTEMS[system][0]):
         closed = SYSTEMS[system][1] is None
         for k in (c.k,) if closed else PARTS[part].ks or (c.k,):
-            asked = changed(c, {"k": k})
+            asked = with_fields(c, {"k": k})
             folder = row(pipeline, system, SYSTEMS[system], asked).path
             per_question = json.loads((folder / "per_question.json").read_text())
             cell = {"part": part, "variant": variant, "system": system, "k": 0 if closed else k, "seed": seed, "per_question": per_question}

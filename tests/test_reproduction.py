@@ -15,6 +15,7 @@ from torture import FIELDS, export_models
 from configs import common
 from radit_jax import reproduction
 from radit_jax.errors import InputError
+from radit_jax.inputs import with_fields
 from radit_jax.reproduction import PARTS, SYSTEMS, Part
 from radit_jax.training import batches
 
@@ -28,7 +29,7 @@ def test_all_changes_are_fields_of_the_config():
         assert set(part.systems) <= set(SYSTEMS), name
         for changes in part.variants.values():
             for field, value in changes.items():
-                changed = reproduction.changed(common.base(), {field: value})
+                changed = with_fields(common.base(), {field: value})
                 group, _, rest = field.partition(".")
                 *path, last = rest.split(".")
                 at = changed[group]

@@ -80,8 +80,7 @@ def decode_each(graphdef, params, last_BxKxV, lengths_BxK, cache, stops_I, new_t
 @functools.partial(jax.jit, static_argnums=(5, 6))
 def begin(last_BxKxV, lengths_BxK, cache, stops_I, real_B, new_tokens: int, apart: bool) -> Rows:
     """The rows of prompts that were read, for a decoder that is `apart`; those of questions that are not real have ended."""
-    cache = ApartCache.of(cache) if apart else cache
-    rows = _rows(cache, lengths_BxK, jnp.broadcast_to(~real_B[:, None], lengths_BxK.shape), new_tokens)
+    rows = _rows(cache, lengths_BxK, jnp.broadcast_to(~real_B[:, None], lengths_BxK.shape), new_tokens, apart)
     return _hear(rows, last_BxKxV, stops_I)
 
 
@@ -129,14 +128,14 @@ def decode_mixture(graphdef, params, last_BxKxV, lengths_BxK, cache, logw_BxK, s
     def step(token_Bx1, positions_BxK, cache):
         return each(jnp.repeat(token_Bx1, k, axis=1), positions_BxK, cache)
 
-    cache = ApartCache.of(cache) if isinstance(model, ApartLM) else cache
-    rows = _rows(cache, lengths_BxK, jnp.zeros((len(lengths_BxK), 1), bool), new_tokens)
+    rows = _rows(cache, lengths_BxK, jnp.zeros((len(lengths_BxK), 1), bool), new_tokens, isinstance(model, ApartLM))
     rows = _go(step, mixed, _hear(rows, mixed(last_BxKxV), stops_I), stops_I, len(lengths_BxK))
     return rows.ids_BxRxS[:, 0], rows.logp_BxR[:, 0]
 
 
-def _rows(cache, lengths_BxK, done_BxR, new_tokens: int) -> Rows:
+def _rows(cache: KVCache, lengths_BxK, done_BxR, new_tokens: int, apart: bool) -> Rows:
     """Rows that are still to hear of their first token."""
+    cache = ApartCache.of(cache) if apart else cache
     none, nothing = jnp.zeros(done_BxR.shape, jnp.int32), jnp.zeros(done_BxR.shape)
     return Rows(cache, lengths_BxK, none, none, done_BxR, nothing, jnp.full((*done_BxR.shape, new_tokens), -1, jnp.int32))
 

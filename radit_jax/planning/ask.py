@@ -9,6 +9,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from radit_jax.errors import InputError
+from radit_jax.inputs import with_fields
 from radit_jax.planning import fit, report, topology
 from radit_jax.planning.compiled import Cost
 from radit_jax.planning.topology import Topology
@@ -66,7 +67,7 @@ def _planned(
         if fields is not None:
             flags = " ".join(f"--config.{field}={value}" for field, value in fields.items())
             advice = {"fields": fields, "compiled": len(tried), "says": f"{flags} (laid out {len(tried)})"}
-            return fit.plan(name, fit.with_fields(c, fields), where, settings, full=True) if full else tried[-1], advice
+            return fit.plan(name, with_fields(c, fields), where, settings, full=True) if full else tried[-1], advice
         if not tried:
             raise InputError(f"{name}: no mesh of {where.name} divides the batch and the model of this config")
         cost, compiled = min(tried, key=lambda cost: cost.total), len(tried)

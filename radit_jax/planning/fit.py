@@ -14,6 +14,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from radit_jax.errors import InputError
+from radit_jax.inputs import with_fields
 from radit_jax.planning import compiled, compiler
 from radit_jax.planning.compiled import Cost
 from radit_jax.planning.topology import Topology
@@ -89,12 +90,3 @@ def _choices(name: str, c: ConfigDict, where: Topology) -> Iterator[dict[str, in
 
 def _axis_sizes(where: Topology, least: int) -> list[int]:
     return [size for size in range(least, where.chips + 1) if where.chips % size == 0]
-
-
-def with_fields(c: ConfigDict, fields: dict[str, Any]) -> ConfigDict:
-    """The config with some fields, by their dotted names, replaced."""
-    changed = ConfigDict(c.to_dict())
-    for path, value in fields.items():
-        group, field = path.split(".")
-        changed[group][field] = value
-    return changed

@@ -42,7 +42,7 @@ class PassageInstances:
         i, j = (int(x) for x in self.pairs[int(n)])
         member = self.retrieved[i]
         example = member.example
-        background = {OWN_TEXT: example.background, NO_TEXT: None}.get(j) if j < 0 else member.passages[j].content
+        background = None if j == NO_TEXT else example.background if j == OWN_TEXT else member.passages[j].content
         instance = self.maker.instance(example.id, example.prompt, background, example.target, close=True)
         return packing.features(instance, int(n), self.maker.max_tokens, self.output_slots)
 
