@@ -119,6 +119,16 @@ def put_rows(mesh: Mesh, array: np.ndarray, axis: int = 0) -> jax.Array:
     return jax.make_array_from_callback(array.shape, _rows_sharding(mesh, array.shape[axis], axis), lambda index: array[index])
 
 
+def put_whole(mesh: Mesh, array: np.ndarray) -> jax.Array:
+    """A host array that every process holds → whole on every device of the mesh."""
+    return jax.make_array_from_callback(np.shape(array), replicated(mesh), lambda index: array[index])
+
+
+def in_line(mesh: Mesh) -> bool:
+    """Whether rows are read without their padding, in one line (models/unpad.py): on CPUs, where no row lies elsewhere than another."""
+    return mesh.shape[DATA] == 1 and mesh.devices.flat[0].platform == "cpu"
+
+
 def rows_here(mesh: Mesh, rows: int) -> np.ndarray:
     """Which rows of a batch lie on devices of this process, ascending: those it has to read.
 

@@ -100,6 +100,7 @@ class LsrBatch:
     target_lengths_B: jax.Array  # int32, tokens of y
     base_logits_BxK: jax.Array  # float32, scaled s(x, c) of the untuned retriever
     weights_B: jax.Array  # float32, 0 on padding rows
+    query_indices_N: jax.Array | None = None  # int32, of the queries' real tokens where they are read in one line
 
 
 @_batch

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 from pathlib import Path
@@ -27,8 +28,8 @@ def main(data: Path, folder: Path) -> None:
         (folder / name).mkdir(parents=True, exist_ok=True)
     build_store(documents(data / "nq_wiki" / "corpus.jsonl.gz"), folder / "store", max_words=32)
     graphdef, params = nnx.split(load_encoder(MINILM))
-    run = jax.jit(lambda params, tokens, mask: nnx.merge(graphdef, params)(tokens, mask))
-    how = (lambda tokens, mask: run(params, tokens, mask), load_tokenizer(MINILM))
+    run = jax.jit(lambda params, *texts: nnx.merge(graphdef, params)(*texts))
+    how = (functools.partial(run, params), load_tokenizer(MINILM))
     sizes = {"batch_tokens": 8192, "max_tokens": 256}
     print(embed_passages(*how, PassageStore(folder / "store"), folder / "vectors", shard_size=8192, **sizes))
     lines = [line for part in ("dev", "train") for line in (data / "nq_wiki" / f"{part}.jsonl").open(encoding="utf-8")]

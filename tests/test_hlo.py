@@ -21,7 +21,8 @@ from radit_jax.training import optim, steps
 from radit_jax.training.losses import LsrOptions
 from radit_jax.types import LmBatch, LsrBatch
 
-LAYERS, ROWS, T, SLOTS, K = 6, 8, 16, 2, 3  # activations of a data shard are smaller than a kernel, those of all rows are not
+# Activations of a data shard are smaller than a kernel, those of all rows are not; no number of tokens is a width.
+LAYERS, ROWS, T, SLOTS, K = 6, 8, 12, 2, 3
 LM_CONFIG = dataclasses.replace(tiny.LM_CONFIG, width=64, layers=LAYERS, heads=8, kv_heads=4, mlp_width=176, vocab_size=264, remat="full")
 ENCODER_CONFIG = dataclasses.replace(tiny.ENCODER_CONFIG, width=64, layers=LAYERS, heads=8, mlp_width=176, vocab_size=264, remat="full")
 COLLECTIVE = re.compile(r"= (.*?) (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute|collective-broadcast)(?:-start)?\(")

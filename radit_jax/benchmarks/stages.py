@@ -173,7 +173,8 @@ def _lsr_ft(pipeline: Pipeline, records: int, folder: Path) -> Work:
     tokens, mask = tokenizer.encode_with_specials([m.example.query for m in members], c.retriever.max_query_tokens)
     source = batches.LsrSource(members, scores, vectors_NxE, tokens, mask, c.retriever.score_scale)
     size = min(c.lsr_ft.batch, records)
-    data = batches.lsr_batches({"train": source}, shares={"train": 1.0}, batch=size, seed=c.seed)
+    line = sharding.in_line(pipeline.mesh)
+    data = batches.lsr_batches({"train": source}, shares={"train": 1.0}, batch=size, seed=c.seed, line=line)
     found = [batch for batch, _ in itertools.islice(data, max(1, records // size))]
     fields = {name: c.lsr_ft[name] for name in ("score", "tau", "direction", "prior")} | {"score_scale": c.retriever.score_scale}
     place = loop.placer(pipeline.mesh, micro_axis=False, rows=size)

@@ -8,6 +8,7 @@ import numpy as np
 
 ALIKE = 0.75  # share of a call's length that its rows should have, and share of its rows that should have it
 LEAST_TOKENS = 256  # of a call on a CPU: products of smaller matrices are slow
+LINE = 2048  # of a call in one line (models/unpad.py): products of larger matrices are no faster
 
 
 def pad_rows(rows: Sequence[Iterable[int]], length: int, fill: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -32,6 +33,34 @@ def bucket(length: int, smallest: int = 16, parts: int = 4) -> int:
     while size < length:
         size = longer(size, parts)
     return size
+
+
+def real_indices(real: np.ndarray, length: int = 0) -> np.ndarray | None:
+    """Where the real tokens of (…, B, T) rows stand among their B·T places, ascending: (…, N) int32, filled up with B·T.
+
+    For rows that are read in one line (models/unpad.py) of `length` places, or 0: the next of few. None where N would be no less than B·T.
+    """
+    *groups, B, T = real.shape
+    found = [np.flatnonzero(real_M) for real_M in real.reshape(-1, B * T)]
+    length = length or bucket(max(map(len, found)), smallest=64)
+    return pad_rows(found, length, fill=B * T)[0].reshape(*groups, length) if length < B * T else None
+
+
+def line_rows(shortest: int, tokens: int = LINE) -> int:
+    """Rows for a line of `tokens` tokens to be full before they are, where none has less than `shortest` tokens."""
+    return -(-tokens // max(shortest, 1))
+
+
+def line_of_call(sizes: Sequence[int], rows: int, tokens: int = LINE) -> tuple[int, int, int]:
+    """A call in one line, of the rows that wait, longest first: how many it takes, rows of its array, places of its line.
+
+    Rows or line are halved where too few are left to fill them.
+    """
+    totals = np.cumsum(sizes[:rows])
+    taken = max(int(np.searchsorted(totals, tokens, side="right")), 1)
+    while rows >= 2 * taken:
+        rows //= 2
+    return taken, rows, bucket(int(totals[taken - 1]), smallest=64)
 
 
 def rows_of_call(sizes: Sequence[int], length: int, most: int, platform: str) -> int:

@@ -31,16 +31,20 @@ def mix_logprobs(logp_KxV: jax.Array, logw_K: jax.Array) -> jax.Array:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 4))
-def prefill(graphdef: nnx.GraphDef, params: PyTree, tokens_BxKxT: jax.Array, lengths_BxK: jax.Array, new_tokens: int):
-    """Reads the k prompts of each question: log-probs of the next token (B, K, V) and the KV caches, with room for `new_tokens`."""
+def prefill(graphdef: nnx.GraphDef, params: PyTree, tokens_BxKxT: jax.Array, lengths_BxK: jax.Array, new_tokens: int, indices_KxN=None):
+    """Reads the k prompts of each question: log-probs of the next token (B, K, V) and the KV caches, with room for `new_tokens`.
+
+    `indices_KxN` (int32) are of the real tokens among the B·T of each k, where those are read in one line.
+    """
     lm = nnx.merge(graphdef, params)
 
-    def one(tokens_BxT, lengths_B):
-        hidden_BxTxD, cache = lm.prefill(tokens_BxT, lengths_B, tokens_BxT.shape[1] + new_tokens)
+    def one(tokens_BxT, lengths_B, indices_N):
+        hidden_BxTxD, cache = lm.prefill(tokens_BxT, lengths_B, tokens_BxT.shape[1] + new_tokens, indices_N)
         last_BxD = jnp.take_along_axis(hidden_BxTxD, (lengths_B - 1)[:, None, None], axis=1)[:, 0]
         return jax.nn.log_softmax(lm.logits(last_BxD)), cache
 
-    return jax.vmap(one, in_axes=(1, 1), out_axes=(1, CACHE_K))(tokens_BxKxT, lengths_BxK)
+    in_axes = (1, 1, None if indices_KxN is None else 0)
+    return jax.vmap(one, in_axes=in_axes, out_axes=(1, CACHE_K))(tokens_BxKxT, lengths_BxK, indices_KxN)
 
 
 # -- decoding ---------------------------------------------------------------------------------------------------------------------------

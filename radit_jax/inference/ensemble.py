@@ -24,7 +24,7 @@ from jax.sharding import Mesh
 from radit_jax import distributed, sharding
 from radit_jax.data import trees
 from radit_jax.data.instances import InstanceMaker
-from radit_jax.data.padding import bucket, pad_rows, rows_of_call
+from radit_jax.data.padding import bucket, pad_rows, real_indices, rows_of_call
 from radit_jax.errors import InputError
 from radit_jax.inference import decode
 from radit_jax.inference.decode import Rows
@@ -84,7 +84,7 @@ class Ensemble:
         self.shapes: set[tuple[int, ...]] = set()  # of prompts, and of candidates after prompts: a compile each, and one of decoding
         self.read = self.computed = 0  # prompt tokens; with padding
         stops_I = np.flatnonzero(stop_tokens(self.maker.tokenizer, self.lm.config.vocab_size)).astype(np.int32)
-        self.stops_I = jax.make_array_from_callback(stops_I.shape, sharding.replicated(self.mesh), lambda index: stops_I[index])
+        self.stops_I = sharding.put_whole(self.mesh, stops_I)
 
     def prompted(
         self, example_id: str, prompt: str, backgrounds: Sequence[str | None], logw_K: np.ndarray, *, before: Sequence[str] = ()
@@ -224,10 +224,14 @@ class Ensemble:
 
     def _prefill(self, tokens_BxKxT: np.ndarray, lengths_BxK: np.ndarray, new_tokens: int) -> tuple[jax.Array, jax.Array, KVCache]:
         """The lengths on the mesh, and what `prefill` returns."""
-        self.shapes.add(tokens_BxKxT.shape)
-        self.computed += tokens_BxKxT.size
-        lengths_BxK = sharding.put_rows(self.mesh, lengths_BxK)
-        return lengths_BxK, *decode.prefill(self.graphdef, self.params, sharding.put_rows(self.mesh, tokens_BxKxT), lengths_BxK, new_tokens)
+        indices_KxN = None
+        if sharding.in_line(self.mesh):
+            real_BxKxT = np.arange(tokens_BxKxT.shape[-1]) < lengths_BxK[..., None]
+            indices_KxN = real_indices(real_BxKxT.swapaxes(0, 1))
+        self.shapes.add(tokens_BxKxT.shape + np.shape(indices_KxN))
+        self.computed += tokens_BxKxT.size if indices_KxN is None else indices_KxN.size
+        tokens_BxKxT, lengths_BxK = (sharding.put_rows(self.mesh, array) for array in (tokens_BxKxT, lengths_BxK))
+        return lengths_BxK, *decode.prefill(self.graphdef, self.params, tokens_BxKxT, lengths_BxK, new_tokens, indices_KxN)
 
     def _distinct(self, ids_KxS: np.ndarray) -> tuple[dict[str, list[int]], list[str], list[list[int]]]:
         """{text: ids} of the distinct answers in passage order, and the answer of each passage, its text and its ids."""

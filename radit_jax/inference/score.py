@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from radit_jax import artifacts, distributed, progress, sharding
 from radit_jax.data import trees
 from radit_jax.data.instances import InstanceMaker
-from radit_jax.data.padding import bucket, pad_rows, rows_of_call
+from radit_jax.data.padding import ALIKE, bucket, line_of_call, line_rows, pad_rows, real_indices, rows_of_call
 from radit_jax.data.trees import Forest, Tree
 from radit_jax.errors import InputError
 from radit_jax.models import flash
@@ -73,14 +73,14 @@ class Scorer:
         logp_N = np.zeros(len(instances), np.float64)
         # The last token is a label and nothing more.
         sequences = [instance.tokens_T[:-1] for instance in instances]
-        for rows, size, length in self._batches(sequences):
+        for rows, size, length, line in self._batches(sequences):
             members = [n for row in rows for tree in row for n in tree.members]
-            self._score(trees.plant(sequences, rows + [[]] * (size - len(rows)), length), instances, members, logp_N)
+            self._score(trees.plant(sequences, rows + [[]] * (size - len(rows)), length), line, instances, members, logp_N)
             advance(len(members))
         return logp_N.astype(np.float32)
 
-    def _batches(self, sequences: Sequence[np.ndarray]) -> Iterator[tuple[list[list[Tree]], int, int]]:
-        """(the trees of each row, rows of the call, tokens of a row), longest rows first, for their buffers are taken at once.
+    def _batches(self, sequences: Sequence[np.ndarray]) -> Iterator[tuple[list[list[Tree]], int, int, int]]:
+        """(the trees of each row, rows of the call, tokens of a row, places of the line or 0), longest rows first: their buffers come first.
 
         A flash kernel skips what is between trees: its rows are filled. The reference does not: there a tree has a row for itself.
         """
@@ -93,13 +93,17 @@ class Scorer:
             rows = trees.pack(trees.grow(sequences, share=False), packed)
         while rows:
             length = bucket(rows[0][0].size, parts=8) if self.share else packed
-            sizes = [row[0].size if self.share else packed for row in rows[: self.batch_tokens // length]]
-            size = sharding.whole_rows(self.mesh, rows_of_call(sizes, length, self.batch_tokens // length, self.platform))
-            yield rows[:size], size, length
-            rows = rows[size:]
+            sizes = [sum(tree.size for tree in row) for row in rows]
+            if sharding.in_line(self.mesh):
+                taken, size, line = line_of_call(sizes, line_rows(int(ALIKE * length), self.batch_tokens), self.batch_tokens)
+            else:
+                taken = size = sharding.whole_rows(self.mesh, rows_of_call(sizes, length, self.batch_tokens // length, self.platform))
+                line = 0
+            yield rows[:taken], size, length, line
+            rows = rows[taken:]
 
-    def _score(self, forest: Forest, instances: Sequence[Instance], members: Sequence[int], logp_N: np.ndarray) -> None:
-        """Adds the scores of the members, who stand in the rows of one call."""
+    def _score(self, forest: Forest, line: int, instances: Sequence[Instance], members: Sequence[int], logp_N: np.ndarray) -> None:
+        """Adds the scores of the members, who stand in the rows of one call, read in one line of so many places, if any."""
         size, length = forest.tokens_RxT.shape
         parts = self.mesh.shape[sharding.DATA]  # each device's rows
         slots: list[list[int]] = [[] for _ in range(parts)]
@@ -114,19 +118,20 @@ class Scorer:
         width = bucket(max(map(len, slots)), smallest=8)
         slots_MxP, labels_MxP = pad_rows(slots, width, fill=-1)[0], pad_rows(labels, width)[0]
         place_BxT = forest.ends_RxT if self.share else forest.segment_ids_RxT
-        logp_MxP = self._run(forest.tokens_RxT, forest.positions_RxT, place_BxT, slots_MxP, labels_MxP)
+        indices_N = real_indices(place_BxT > 0, line) if line else None
+        logp_MxP = self._run(forest.tokens_RxT, forest.positions_RxT, place_BxT, slots_MxP, labels_MxP, indices_N)
         for of_part, logp_P in zip(owners, logp_MxP):
             np.add.at(logp_N, of_part, logp_P[: len(of_part)])
         self.tokens += sum(len(forest.paths[n]) for n in members)
         self.read += forest.nodes
-        self.computed += forest.tokens_RxT.size
+        self.computed += forest.tokens_RxT.size if indices_N is None else len(indices_N)
 
-    def _run(self, tokens_BxT, positions_BxT, place_BxT, slots_MxP, labels_MxP) -> np.ndarray:
-        self.shapes.add(tokens_BxT.shape + slots_MxP.shape)
+    def _run(self, tokens_BxT, positions_BxT, place_BxT, slots_MxP, labels_MxP, indices_N) -> np.ndarray:
+        self.shapes.add(tokens_BxT.shape + slots_MxP.shape + np.shape(indices_N))
         arrays = (tokens_BxT, positions_BxT, place_BxT, slots_MxP, labels_MxP)
         tokens, positions, place, slots, labels = (sharding.put_rows(self.mesh, array) for array in arrays)
         with jax.set_mesh(self.mesh):
-            rows = Trees(place) if self.share else Segments(place)
+            rows = (Trees if self.share else Segments)(place, indices_N)
             return distributed.to_host(target_logprobs(self.graphdef, self.params, tokens, positions, rows, slots, labels))
 
     def facts(self) -> dict[str, Any]:

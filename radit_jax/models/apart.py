@@ -17,6 +17,7 @@ from flax import nnx
 from radit_jax.models.attention import FAR, Keys, attend, distances
 from radit_jax.models.layers import Linear, as_bits, contract, for_cpu, from_bits, rope_frequencies, rope_tables
 from radit_jax.models.lm import LM, KVCache
+from radit_jax.models.unpad import Line
 
 APART = ("cpu", "gpu", "cuda")  # platforms where decoding is faster so
 
@@ -76,7 +77,7 @@ class ApartLM(nnx.Module):
 
         x_Bx1xD = self.embed(tokens_B[:, None])
         for block, *of_layer in zip(self.blocks, cache.k_BxGxSxh, cache.v_BxGxSxh, c.windows or (None,) * c.layers):
-            x_Bx1xD, _, _ = block(x_Bx1xD, rope, reader(*of_layer))
+            x_Bx1xD, _, _ = block(x_Bx1xD, rope, reader(*of_layer), Line(None))
         hidden_BxD = self.final_norm(x_Bx1xD)[:, 0]
         return self.logits(hidden_BxD), ApartCache(tuple(k), tuple(v), positions_BxSx1, slot + 1)
 

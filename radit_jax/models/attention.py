@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from radit_jax.models.layers import Linear, RMSNorm, contract, rotate
+from radit_jax.models.unpad import Line
 
 UNREACHABLE = -1  # distance of a key that a query may not see
 FAR = jnp.iinfo(jnp.int32).max  # a window that reaches everything
@@ -26,6 +27,7 @@ class Segments:
     """Rows of sequences side by side: a token sees its own segment. Segment 0 is padding, which sees nothing and is seen by none."""
 
     ids_BxT: jax.Array  # int32
+    indices_N: jax.Array | None = None  # of the real tokens (unpad.Line); None: maps read the padding too
     single: bool = dataclasses.field(default=False, metadata={"static": True})  # one segment a row, and padding after it
 
     @property
@@ -42,6 +44,7 @@ class Trees:
     """Rows of token trees in depth-first order (data/trees.py): a token sees itself and those before it whose end it has not passed."""
 
     ends_BxT: jax.Array  # int32, an index into the row; 0 is padding
+    indices_N: jax.Array | None = None  # as in Segments
 
     @property
     def real_BxT(self) -> jax.Array:
@@ -132,14 +135,19 @@ class Attention(nnx.Module):
         self.k_norm = None if qk_norm_eps is None else RMSNorm((*stack, head_dim), eps=qk_norm_eps, **kinds)
 
     def __call__(
-        self, x_BxTxD: jax.Array, rope: tuple[jax.Array, jax.Array], read: Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+        self,
+        x: jax.Array,
+        rope: tuple[jax.Array, jax.Array],
+        read: Callable[[jax.Array, jax.Array, jax.Array], jax.Array],
+        line: Line,
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Returns the output (B, T, D) and the new keys and values (B, G, T, h).
+        """Of x, (B, T, D) or a line of its tokens, returns the output in the same form, and the new keys and values (B, G, T, h).
 
         `read` is the attention itself: of q (B, G, R, T, h) and the new k, v (B, G, T, h), who sees whom being its own matter.
         """
-        B, T, _ = x_BxTxD.shape
-        q, k, v = (linear(x_BxTxD).reshape(B, T, -1, self.head_dim) for linear in (self.q, self.k, self.v))
+        q, k, v = (line.pad(linear(x)) for linear in (self.q, self.k, self.v))
+        B, T, _ = q.shape
+        q, k, v = (states.reshape(B, T, -1, self.head_dim) for states in (q, k, v))
         if self.q_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         # Heads go in front before the rotation: fused the other way round, XLA's CPU code for both is ten times slower.
@@ -147,4 +155,4 @@ class Attention(nnx.Module):
         q, k = rotate(q, *rope), rotate(k, *rope)
         out = read(q.reshape(B, k.shape[1], -1, T, self.head_dim), k, v)
         out_BxTxHxh = out.reshape(q.shape).swapaxes(1, 2)
-        return self.o(out_BxTxHxh.reshape(B, T, -1)), k, v
+        return self.o(line.unpad(out_BxTxHxh.reshape(B, T, -1))), k, v

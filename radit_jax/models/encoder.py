@@ -15,6 +15,7 @@ from flax import nnx
 from radit_jax.models.attention import MASKED
 from radit_jax.models.layers import Embed, Linear, contract, over_rows, rows_apart
 from radit_jax.models.lm import REMAT
+from radit_jax.models.unpad import Line
 
 POOLINGS = ("cls", "mean")
 
@@ -74,10 +75,9 @@ class Embeddings(nnx.Module):
         self.type = Embed((c.types, c.width), rngs=rngs, **kinds)
         self.norm = LayerNorm((c.width,), eps=c.norm_eps, **kinds)
 
-    def __call__(self, tokens_BxT: jax.Array) -> jax.Array:
-        positions_T = jnp.arange(tokens_BxT.shape[1]) + self.offset
-        place_TxD = self.position(positions_T) + self.type(jnp.zeros_like(positions_T))
-        return self.norm(self.word(tokens_BxT) + place_TxD[None])
+    def __call__(self, tokens_BxT: jax.Array, positions_BxT: jax.Array) -> jax.Array:
+        place_BxTxD = self.position(positions_BxT + self.offset) + self.type(jnp.zeros_like(positions_BxT))
+        return self.norm(self.word(tokens_BxT) + place_BxTxD)
 
 
 class Attention(nnx.Module):
@@ -90,13 +90,14 @@ class Attention(nnx.Module):
         kinds = {"bias": True, "dtype": c.dtype, "param_dtype": c.param_dtype, "rngs": rngs}
         self.q, self.k, self.v, self.o = (Linear(square, **kinds) for _ in range(4))
 
-    def __call__(self, x_BxTxD: jax.Array, bias_BxS: jax.Array) -> jax.Array:
-        B, T, D = x_BxTxD.shape
-        q, k, v = (linear(x_BxTxD).reshape(B, T, self.heads, D // self.heads) for linear in (self.q, self.k, self.v))
+    def __call__(self, x: jax.Array, bias_BxS: jax.Array, line: Line) -> jax.Array:
+        q, k, v = (line.pad(linear(x)) for linear in (self.q, self.k, self.v))
+        B, T, D = q.shape
+        q, k, v = (states.reshape(B, T, self.heads, D // self.heads) for states in (q, k, v))
         scores_BxHxTxS = contract("bthd,bshd->bhts", q, k, self.dtype) * (D // self.heads) ** -0.5
         weights = jax.nn.softmax(scores_BxHxTxS + bias_BxS[:, None, None], axis=-1)
         out = contract("bhts,bshd->bthd", weights, v, self.dtype).astype(self.dtype)
-        return self.o(out.reshape(B, T, D))
+        return self.o(line.unpad(out.reshape(B, T, D)))
 
 
 class Mlp(nnx.Module):
@@ -123,40 +124,46 @@ class Block(nnx.Module):
         self.mlp = Mlp(c, rngs=rngs)
         self.mlp_norm = LayerNorm((c.layers, c.width), **kinds)
 
-    def __call__(self, x_BxTxD: jax.Array, bias_BxS: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, bias_BxS: jax.Array, line: Line) -> jax.Array:
         with jax.named_scope("attention"):
-            x_BxTxD = self.attention_norm(x_BxTxD + self.attention(x_BxTxD, bias_BxS))
+            x = self.attention_norm(x + self.attention(x, bias_BxS, line))
         with jax.named_scope("mlp"):
-            return self.mlp_norm(x_BxTxD + self.mlp(x_BxTxD))
+            return self.mlp_norm(x + self.mlp(x))
 
 
 class Encoder(nnx.Module):
-    """Text to vector: tokens_BxT int32, mask_BxT bool (True on real tokens) -> vectors_BxE float32."""
+    """Text to vector: tokens_BxT int32, mask_BxT bool (True on real tokens) -> vectors_BxE float32.
+
+    `indices_N` are those of the real tokens (unpad.Line); without them the maps read the padding too, which changes no vector.
+    """
 
     def __init__(self, config: EncoderConfig, *, rngs: nnx.Rngs):
         self.config = config
         self.embed = Embeddings(config, rngs=rngs)
         self.blocks = Block(config, rngs=rngs)
 
-    def __call__(self, tokens_BxT: jax.Array, mask_BxT: jax.Array) -> jax.Array:
-        hidden_BxTxD = self.hidden(tokens_BxT, mask_BxT).astype(jnp.float32)
+    def __call__(self, tokens_BxT: jax.Array, mask_BxT: jax.Array, indices_N: jax.Array | None = None) -> jax.Array:
+        hidden_BxTxD = self.hidden(tokens_BxT, mask_BxT, indices_N).astype(jnp.float32)
         with jax.named_scope("pool"):
             vectors_BxE = hidden_BxTxD[:, 0] if self.config.pooling == "cls" else mean_of(hidden_BxTxD, mask_BxT)
             return unit(vectors_BxE) if self.config.normalize else vectors_BxE
 
-    def hidden(self, tokens_BxT: jax.Array, mask_BxT: jax.Array) -> jax.Array:
+    def hidden(self, tokens_BxT: jax.Array, mask_BxT: jax.Array, indices_N: jax.Array | None = None) -> jax.Array:
         """States (B, T, D) of the last layer. Rows are padded on the right; ValueError if T is beyond the position table."""
         if tokens_BxT.shape[1] > self.config.max_positions:
             raise ValueError(f"{tokens_BxT.shape[1]} tokens, but the encoder has positions for {self.config.max_positions}")
         bias_BxS = jnp.where(mask_BxT, 0.0, MASKED)
+        positions_BxT = jnp.broadcast_to(jnp.arange(tokens_BxT.shape[1])[None], tokens_BxT.shape)
+        line = Line.of(mask_BxT, indices_N)
         graphdef, stacked = nnx.split(self.blocks)
 
-        def layer(x_BxTxD, params):
-            return rows_apart(nnx.merge(graphdef, params)(x_BxTxD, bias_BxS)), None
+        def layer(x, params):
+            return rows_apart(nnx.merge(graphdef, params)(x, bias_BxS, line)), None
 
         if self.config.remat != "none":
             layer = jax.checkpoint(layer, policy=REMAT[self.config.remat], prevent_cse=False)
-        return jax.lax.scan(layer, rows_apart(self.embed(tokens_BxT)), stacked)[0]
+        x = rows_apart(self.embed(line.unpad(tokens_BxT), line.unpad(positions_BxT)))
+        return line.pad(jax.lax.scan(layer, x, stacked)[0])
 
 
 def mean_of(hidden_BxTxD: jax.Array, mask_BxT: jax.Array) -> jax.Array:

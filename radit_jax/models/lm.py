@@ -29,6 +29,7 @@ from radit_jax.models.layers import (
     rope_tables,
     rows_apart,
 )
+from radit_jax.models.unpad import Line
 from radit_jax.models.vocabulary import Head
 
 # What the backward pass keeps from the forward pass of a layer, and so what it computes twice.
@@ -125,12 +126,12 @@ class Block(nnx.Module):
         self.mlp_norm = RMSNorm((*stack, c.width), eps=c.norm_eps, **kinds)
         self.mlp = GatedMlp(stack, c.width, c.mlp_width, bias=c.mlp_bias, rngs=rngs, **kinds)
 
-    def __call__(self, x_BxTxD, rope, read):
+    def __call__(self, x, rope, read, line: Line):
         with jax.named_scope("attention"):
-            out, k, v = self.attention(self.attention_norm(x_BxTxD), rope, read)
-            x_BxTxD = x_BxTxD + out
+            out, k, v = self.attention(self.attention_norm(x), rope, read, line)
+            x = x + out
         with jax.named_scope("mlp"):
-            return x_BxTxD + self.mlp(self.mlp_norm(x_BxTxD)), k, v
+            return x + self.mlp(self.mlp_norm(x)), k, v
 
 
 class LM(nnx.Module):
@@ -172,14 +173,16 @@ class LM(nnx.Module):
         kernel = self.embed.embedding if self.head is None else self.head.kernel
         return Head(kernel[...], self.head is None, self.config.dtype)
 
-    def prefill(self, tokens_BxT: jax.Array, lengths_B: jax.Array, capacity: int) -> tuple[jax.Array, KVCache]:
-        """Reads right-padded prompts into a new cache with room for `capacity` slots, of which T are taken."""
+    def prefill(
+        self, tokens_BxT: jax.Array, lengths_B: jax.Array, capacity: int, indices_N: jax.Array | None = None
+    ) -> tuple[jax.Array, KVCache]:
+        """Reads right-padded prompts into a new cache with room for `capacity` slots, of which T are taken. `indices_N`: as in Segments."""
         B, T = tokens_BxT.shape
         if capacity < T:
             raise ValueError(f"capacity ({capacity}) is less than the prompt's width ({T})")
         positions_BxT = jnp.broadcast_to(jnp.arange(T, dtype=jnp.int32)[None], (B, T))
         read_BxT = positions_BxT < lengths_B[:, None]
-        rows = Segments(read_BxT.astype(jnp.int32), single=True)
+        rows = Segments(read_BxT.astype(jnp.int32), indices_N, single=True)
         hidden, k, v = self._forward(tokens_BxT, positions_BxT, rows, None, collect=True)
         room = [(0, 0), (0, 0), (0, 0), (0, capacity - T), (0, 0)]
         slots_BxS = jnp.pad(jnp.where(read_BxT, positions_BxT, -1), [(0, 0), (0, capacity - T)], constant_values=-1)
@@ -212,11 +215,12 @@ class LM(nnx.Module):
             there = rows.real_BxT[:, :, None] & (cache.positions_BxS >= 0)[:, None, :]
             past_BxTxS = distances(positions_BxT, cache.positions_BxS, there)
         graphdef, stacked = nnx.split(self.blocks)
+        line = Line.of(rows.real_BxT, rows.indices_N)
 
         # Reading into a cache has no gradient, so that the layers' slices can be taken of bits.
         sliced, whole = (as_bits, from_bits) if collect else (lambda x: x, lambda x: x)
 
-        def layer(x_BxTxD, inputs):
+        def layer(x, inputs):
             params, window, k_BxGxSxh, v_BxGxSxh = inputs
             past = [] if cache is None else [Keys(whole(k_BxGxSxh), whole(v_BxGxSxh), past_BxTxS)]
 
@@ -226,8 +230,8 @@ class LM(nnx.Module):
                     return attend_within(q_BxGxRxTxh, own, window, c.dtype, CPU_BLOCK)
                 return attend(q_BxGxRxTxh, [*past, own], window, c.dtype)
 
-            x_BxTxD, k, v = nnx.merge(graphdef, jax.tree.map(whole, params))(x_BxTxD, rope, kernel or read)
-            return rows_apart(x_BxTxD), (k, v) if collect else (None, None)
+            x, k, v = nnx.merge(graphdef, jax.tree.map(whole, params))(x, rope, kernel or read, line)
+            return rows_apart(x), (k, v) if collect else (None, None)
 
         if c.remat != "none":
             # Inside a scan the compiler cannot undo the rematerialisation, so its costly guard is left out.
@@ -235,5 +239,5 @@ class LM(nnx.Module):
         windows_L = jnp.asarray([FAR if w is None else w for w in c.windows or (None,) * c.layers], jnp.int32)
         past_k, past_v = (None, None) if cache is None else (cache.k_LxBxGxSxh, cache.v_LxBxGxSxh)
         inputs = jax.tree.map(sliced, (stacked, windows_L, past_k, past_v))
-        x_BxTxD, (k, v) = jax.lax.scan(layer, rows_apart(self.embed(tokens_BxT)), inputs)
-        return self.final_norm(x_BxTxD), k, v
+        x, (k, v) = jax.lax.scan(layer, rows_apart(self.embed(line.unpad(tokens_BxT))), inputs)
+        return line.pad(self.final_norm(x)), k, v

@@ -124,7 +124,7 @@ def embed(c: ConfigDict, mesh: Mesh, settings: Settings) -> Program:
     B = sharding.whole_rows(local, r.batch_tokens // T)
     graphdef, params = _placed(encoder, local, sharding.ENCODER_RULES)
     run = encode.program(graphdef, local)
-    arguments = (params, _rows(local, jnp.int32)(B, T), _rows(local, jnp.bool_)(B, T))
+    arguments = (params, _rows(local, jnp.int32)(B, T), _rows(local, jnp.bool_)(B, T), None)
     hosts = mesh.size // local.size
     calls = -(-settings.corpus // (B * hosts)) if settings.corpus else None
     return Program("embed", local, run, arguments, B * hosts, "passages", calls, note=f"on each of {hosts} hosts")

@@ -23,12 +23,12 @@ import numpy as np
 
 from radit_jax import distributed, progress
 from radit_jax.data.corpus import PassageStore
-from radit_jax.data.padding import longer, rows_of_call
+from radit_jax.data.padding import LINE, line_of_call, line_rows, longer, real_indices, rows_of_call
 from radit_jax.errors import InputError
 from radit_jax.retrieval.vectors import DTYPES, about_shard, open_vectors, read_shard, shard_path, write_shard
 
-Encode = Callable[[np.ndarray, np.ndarray], jax.Array]  # (tokens_BxT, mask_BxT) -> vectors_BxE
-Batch = tuple[list[int], np.ndarray, np.ndarray]  # rows, tokens_BxT, mask_BxT
+Encode = Callable[[np.ndarray, np.ndarray, np.ndarray | None], jax.Array]  # (tokens_BxT, mask_BxT, indices_N or None) -> vectors_BxE
+Batch = tuple[list[int], np.ndarray, np.ndarray, np.ndarray | None]  # rows; tokens_BxT, mask_BxT, indices_N
 SHARD = 8_192  # passages between two writes …
 MOST_SHARDS = 4_096  # … or more in a corpus so large: every shard is a mapping of each process that reads them
 READ = 1024  # passages tokenized at a time
@@ -49,14 +49,16 @@ class Buckets:
     """The shapes (B, T) that the encoder is compiled for; B is a power of two with B·T ≤ batch_tokens.
 
     T goes as `padding.longer` says: 10 % of padding on Wikipedia passages of 32 words, where steps of a half octave had 16 %, for two
-    compilations more. `most_rows` bounds B for small jobs, `min_rows` is the least B that the
-    mesh can split (its data axis).
+    compilations more. `most_rows` bounds B for small jobs, `min_rows` is the least B that the mesh can split (its data axis).
+
+    In one line (`line`, see sharding.in_line) it is LINE real tokens that make a batch whole, and B is what holds them.
     """
 
     batch_tokens: int
     max_tokens: int
     most_rows: int
     min_rows: int = 1
+    line: bool = False
 
     @functools.cached_property
     def lengths(self) -> tuple[int, ...]:
@@ -71,6 +73,9 @@ class Buckets:
 
     def rows(self, length: int) -> int:
         """B of the bucket with this T."""
+        if self.line:
+            shorter = self.lengths[max(self.lengths.index(length) - 1, 0)]
+            return min(line_rows(min(shorter + 1, length)), self.most_rows)
         fitting = 1 << max(self.batch_tokens // length, 1).bit_length() - 1
         enough = 1 << (self.most_rows - 1).bit_length()
         return max(min(fitting, enough), self.min_rows)
@@ -85,7 +90,7 @@ class Tally:
     computed: int = 0  # tokens with padding
     truncated: int = 0  # texts longer than max_tokens
     copies: int = 0  # texts that were there before, whose vectors are copied
-    shapes: set[tuple[int, int]] = dataclasses.field(default_factory=set)
+    shapes: set[tuple[int, int, int]] = dataclasses.field(default_factory=set)
     seconds: float = 0.0
 
 
@@ -105,7 +110,7 @@ def embed_passages(
 
     Shards are whole or absent: a run that was killed goes on from those that are there, with any number of processes, which call this
     together. Process i of n embeds shards i, i + n, … on its own devices and hears of the others only at the end; the facts are the
-    leader's. `encode` is a jitted function (tokens_BxT, mask_BxT) → vectors_BxE, `dtype` is what is stored, `shard_size` the most rows of
+    leader's. `encode` is a jitted function (tokens_BxT, mask_BxT, indices_N) → vectors_BxE (encode.encoding), `dtype` is what is stored, `shard_size` the most rows of
     a shard (default: `shard_rows`). Raises InputError on an unknown dtype, an empty store, more processes than passages, vectors that are
     not finite, or shards in `folder` of another shape.
     """
@@ -116,7 +121,7 @@ def embed_passages(
     rows = distributed.from_leader(_begun(folder) or shard_rows(len(store), distributed.count(), shard_size))
     ranges = [range(start, min(start + rows, len(store))) for start in range(0, len(store), rows)]
     own = {i: ranges[i] for i in range(distributed.index(), len(ranges), distributed.count())}
-    buckets = Buckets(batch_tokens, max_tokens, most_rows=min(rows, len(store)), min_rows=min_rows)
+    buckets = Buckets(batch_tokens, max_tokens, most_rows=min(rows, len(store)), min_rows=min_rows, line=_line(min_rows))
     embed_shards(encode, tokenizer, store, folder, own, buckets, dtype, shard_size=rows)
     distributed.meet("all passages are embedded")
     return _facts(folder, rows, dtype) if distributed.leads() else {}
@@ -158,8 +163,13 @@ def embed_queries(
     """Returns vectors_NxE (float32) of `texts`, in their order. Raises InputError when there are none."""
     if not texts:
         raise InputError("no queries to embed")
-    buckets = Buckets(batch_tokens, max_tokens, most_rows=len(texts), min_rows=min_rows)
+    buckets = Buckets(batch_tokens, max_tokens, most_rows=len(texts), min_rows=min_rows, line=_line(min_rows))
     return _embed(encode, tokenizer, iter(texts), len(texts), buckets, lambda count: None, DTYPES["float32"])[0]
+
+
+def _line(min_rows: int) -> bool:
+    """As sharding.in_line says, of the mesh whose data axis is `min_rows`."""
+    return min_rows == 1 and jax.default_backend() == "cpu"
 
 
 def _embed(
@@ -225,40 +235,47 @@ def _tokenized(
 
 
 def _batches(texts: Iterable[tuple[int, np.ndarray]], buckets: Buckets) -> Iterator[Batch]:
-    """Yields (rows, tokens_BxT, mask_BxT): whole batches of one bucket, and at the end what is left, longest first."""
+    """Whole batches of one bucket, and at the end what is left, longest first."""
     waiting: dict[int, list[tuple[int, np.ndarray]]] = {length: [] for length in buckets.lengths}
+    tokens = dict.fromkeys(buckets.lengths, 0)
     for row, tokens_T in texts:
         length = buckets.length(len(tokens_T))
+        full = buckets.line and tokens[length] + len(tokens_T) > LINE
+        if full or len(waiting[length]) == buckets.rows(length):
+            yield _batch(waiting[length], length, buckets.rows(length), LINE if full else 0, buckets)
+            waiting[length], tokens[length] = [], 0
         waiting[length].append((row, tokens_T))
-        if len(waiting[length]) == buckets.rows(length):
-            yield _batch(waiting.pop(length), length, buckets.rows(length))
-            waiting[length] = []
+        tokens[length] += len(tokens_T)
     # What is left shares batches across buckets: one part-filled batch instead of one per bucket.
     left = sorted((item for items in waiting.values() for item in items), key=lambda item: -len(item[1]))
     while left:
         length = buckets.length(len(left[0][1]))
-        rows = buckets.rows(length)
-        rows = max(rows_of_call([len(tokens_T) for _, tokens_T in left[:rows]], length, rows, jax.default_backend()), buckets.min_rows)
-        batch, left = left[:rows], left[rows:]
-        yield _batch(batch, length, rows)
+        rows, places = buckets.rows(length), 0
+        sizes = [len(tokens_T) for _, tokens_T in left[:rows]]
+        if buckets.line:
+            taken, rows, places = line_of_call(sizes, rows)
+        else:
+            taken = rows = max(rows_of_call(sizes, length, rows, jax.default_backend()), buckets.min_rows)
+        batch, left = left[:taken], left[taken:]
+        yield _batch(batch, length, rows, places, buckets)
 
 
-def _batch(items: list[tuple[int, np.ndarray]], length: int, rows: int) -> Batch:
+def _batch(items: list[tuple[int, np.ndarray]], length: int, rows: int, places: int, buckets: Buckets) -> Batch:
     tokens_BxT, mask_BxT = np.zeros((rows, length), np.int32), np.zeros((rows, length), bool)
     for b, (_, tokens_T) in enumerate(items):
         tokens_BxT[b, : len(tokens_T)] = tokens_T
         mask_BxT[b, : len(tokens_T)] = True
-    mask_BxT[len(items) :, 0] = True  # an empty row has no softmax
-    return [row for row, _ in items], tokens_BxT, mask_BxT
+    return [row for row, _ in items], tokens_BxT, mask_BxT, real_indices(mask_BxT, places) if buckets.line else None
 
 
 def _encoded(encode: Encode, batches: Iterable[Batch], tally: Tally) -> Iterator[tuple[list[int], np.ndarray]]:
     flying: collections.deque[tuple[list[int], jax.Array]] = collections.deque()
-    for rows, tokens_BxT, mask_BxT in batches:
+    for rows, tokens_BxT, mask_BxT, indices_N in batches:
         tally.tokens += int(mask_BxT[: len(rows)].sum())
-        tally.computed += tokens_BxT.size
-        tally.shapes.add(tokens_BxT.shape)
-        flying.append((rows, encode(tokens_BxT, mask_BxT)))
+        computed = tokens_BxT.size if indices_N is None else len(indices_N)
+        tally.computed += computed
+        tally.shapes.add((*tokens_BxT.shape, computed))
+        flying.append((rows, encode(tokens_BxT, mask_BxT, indices_N)))
         if len(flying) > IN_FLIGHT:
             yield _fetched(*flying.popleft())
     while flying:

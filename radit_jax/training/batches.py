@@ -12,7 +12,7 @@ import numpy as np
 
 from radit_jax.data import mixture, packing
 from radit_jax.data.instances import InstanceMaker
-from radit_jax.data.padding import bucket
+from radit_jax.data.padding import bucket, real_indices
 from radit_jax.errors import InputError
 from radit_jax.types import Example, Instance, LmBatch, LsrBatch, Passage, Retrieved
 
@@ -204,11 +204,18 @@ def align(member: Retrieved, scores: Mapping[str, tuple[Sequence[str], np.ndarra
 
 
 def lsr_batches(
-    sources: Mapping[str, LsrSource], *, shares: Mapping[str, float], batch: int, seed: int, here: np.ndarray | None = None
+    sources: Mapping[str, LsrSource],
+    *,
+    shares: Mapping[str, float],
+    batch: int,
+    seed: int,
+    here: np.ndarray | None = None,
+    line: bool = False,
 ) -> Batches:
     """Endless batches for lsr_step from a mixture of sources, with the example numbers in each.
 
     Numbers are drawn for the whole batch; the examples of `here` (rows of it; None: all) are read, which are those of this process.
+    `line`: the queries of a batch are read in one line (sharding.in_line).
     """
     names = [name for name in sources if shares[name] > 0]
     width = max(sources[name].query_tokens.shape[1] for name in names)
@@ -221,7 +228,7 @@ def lsr_batches(
         # As wide as the longest query of the whole batch, whichever process holds it.
         longest = bucket(max(int(padded[i].query_mask[n].sum()) for i, n in keys_Bx2), smallest=8)
         stacked |= {key: stacked[key][:, :longest] for key in ("query_tokens", "query_mask")}
-        return lsr_batch(stacked), keys_Bx2[:, 1]
+        return lsr_batch(stacked, line), keys_Bx2[:, 1]
 
     drawn = mixture.mix(sets, [shares[name] for name in names], seed=seed).batch(batch, drop_remainder=True).map(read)
     return Batches(drawn.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)), lambda item: item)
@@ -241,7 +248,7 @@ class _Keys:
         return np.asarray([self.source, int(n)], np.int32)
 
 
-def lsr_batch(item: Mapping[str, np.ndarray]) -> LsrBatch:
+def lsr_batch(item: Mapping[str, np.ndarray], line: bool = False) -> LsrBatch:
     """Stacked elements of an LsrSource → LsrBatch; every candidate and every row is real."""
     return LsrBatch(
         query_tokens_BxT=item["query_tokens"],
@@ -252,4 +259,5 @@ def lsr_batch(item: Mapping[str, np.ndarray]) -> LsrBatch:
         target_lengths_B=item["target_length"],
         base_logits_BxK=item["base_logits"],
         weights_B=np.ones(len(item["lm_logp"]), np.float32),
+        query_indices_N=real_indices(item["query_mask"]) if line else None,
     )

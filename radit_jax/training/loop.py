@@ -192,5 +192,7 @@ def placer(mesh: Mesh, micro_axis: bool, rows: int) -> Callable[[Any], Any]:
 
     Each process holds the rows of its own devices alone (sharding.rows_here), and all of them make one global batch.
     """
+    if mesh.shape[sharding.DATA] == 1:  # every device has all rows, and what is not by rows
+        return lambda batch: jax.tree.map(lambda leaf: sharding.put_whole(mesh, leaf), batch)
     here, axis = sharding.rows_here(mesh, rows), int(micro_axis)
     return lambda batch: jax.tree.map(lambda leaf: sharding.put_rows_here(mesh, leaf, here, rows, axis), batch)

@@ -67,7 +67,7 @@ def lsr_step(
 
     def loss_fn(params: PyTree) -> tuple[jax.Array, Metrics]:
         encoder = nnx.merge(graphdef, params)
-        queries_BxE = encoder(batch.query_tokens_BxT, batch.query_mask_BxT)
+        queries_BxE = encoder(batch.query_tokens_BxT, batch.query_mask_BxT, batch.query_indices_N)
         return lsr_objective(queries_BxE, batch, options)
 
     (_, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)

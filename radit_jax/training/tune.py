@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import math
@@ -134,7 +135,9 @@ def query_encoder(
     for name, chosen in members.items():
         epochs = total * c.batch * shares[name] / len(chosen)
         say(f"lsr_ft: {name}: {len(chosen):,} examples, share {shares[name]:.4f}, {epochs:.2f} epochs")
-    data = batches.lsr_batches(sources, shares=shares, batch=c.batch, seed=seed, here=sharding.rows_here(mesh, c.batch))
+    data = batches.lsr_batches(
+        sources, shares=shares, batch=c.batch, seed=seed, here=sharding.rows_here(mesh, c.batch), line=sharding.in_line(mesh)
+    )
     options = LsrOptions(score=c.score, tau=c.tau, direction=c.direction, prior=c.prior, anchor=c.anchor, score_scale=score_scale)
     graphdef, params = nnx.split(model)
     tx = make_optimizer(OptimizerOptions(**c.optimizer.to_dict()), total)
@@ -255,7 +258,7 @@ class _Validation:
     def measure(self, params: PyTree) -> dict[str, float]:
         """The metrics of these parameters; nothing is kept."""
         queries_NxE = embed.embed_queries(
-            lambda tokens_BxT, mask_BxT: self.encode(params, tokens_BxT, mask_BxT),
+            functools.partial(self.encode, params),
             self.tokenizer,
             [example.query for example in self.examples],
             batch_tokens=VALIDATION_TOKENS,
