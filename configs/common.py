@@ -20,6 +20,7 @@ def base() -> ConfigDict:
     c.goal = "radit"  # how far to go: lm_ft (stop after the tuned LM) | lsr_ft (after the tuned query encoder) | radit (the whole table)
     c.seed = 0
     c.workdir = "runs/demo"  # overridden by --workdir
+    c.loggers = ""  # of both trainings, beside metrics.jsonl: tensorboard, wandb, or both with a comma
 
     c.mesh = ConfigDict({"data": 1, "model": 1})  # devices along each axis; data = -1 takes all that are left
 
@@ -46,14 +47,15 @@ def base() -> ConfigDict:
     c.retriever.index_parts = 0  # ScaNN indexes side by side; 0: one a process, none above 4 million vectors
 
     c.corpus = ConfigDict()
-    c.corpus.source = "invented:passages=1500,seed=0"  # jsonl(.gz), a folder of .txt/.md, or invented:passages=N,seed=S
+    c.corpus.source = "invented:passages=1500,seed=0"  # jsonl(.gz), a folder of .txt/.md/.html/.pdf, invented:passages=N,seed=S
     c.corpus.max_words = 60  # of one passage; the paper splits Wikipedia at 200 and CommonCrawl at 100
     c.corpus.max_bad_records = 0  # records that may be skipped before the run stops
 
     # Questions to learn from: sets separated by commas, each the name of a card (gsm8k), NAME:PATH (the authors' files), tfds:…, hub:…,
-    # or a jsonl file of your own. limit: of each set; 0 takes all. split "" is the card's own.
+    # a jsonl file of your own, or invented:passages=N (generated reading comprehension for LM-ft, whatever the corpus).
+    # limit: of each set; 0 takes all. split "" is the card's own.
     c.train = ConfigDict({"source": "invented", "split": "train", "limit": 150})
-    c.test = ConfigDict({"source": "invented", "split": "test", "limit": 80})  # questions of the table
+    c.test = ConfigDict({"source": "invented", "split": "test", "limit": 80})  # questions of the table; source "": none
 
     c.retrieval = ConfigDict({"k": 10})  # passages retrieved and scored per question (paper: 10)
 
@@ -71,6 +73,11 @@ def base() -> ConfigDict:
     c.lm_ft.patience = 0  # looks without a better mean after which training stops; 0: never
     c.lm_ft.few_shot = False  # at most 64 examples of a set for evaluation may be trained on (paper: the 64-shot stage)
     c.lm_ft.optimizer = optimizer(peak_lr=1e-4, final_lr=1e-6, warmup_steps=10)
+    c.lm_ft.lora = ConfigDict()  # low-rank maps learn and the LM's own weights are frozen; not in the paper
+    c.lm_ft.lora.rank = 0  # of the low-rank maps; 0: off, all weights learn
+    c.lm_ft.lora.alpha = 32.0  # they are multiplied by alpha / rank
+    c.lm_ft.lora.targets = "q,v"  # the maps that get one, of q, k, v, o, gate, up, down; regular expressions: ".*" takes all
+    c.lm_ft.lora.quantize = ""  # the frozen kernels of the layers: "" as lm.dtype | int8 | nf4 (QLoRA)
     c.lm_ft.mixture = ConfigDict()
     c.lm_ft.mixture.cap = 7_500  # eta: a larger set counts as this many examples (paper: 7,500)
     c.lm_ft.mixture.dialogue_share = 0.05  # of the dialogue sets together, where there are others (paper: 0.05)
@@ -89,8 +96,8 @@ def base() -> ConfigDict:
     c.lsr_ft.anchor = 0.0  # weight of KL(p_R || untuned p_R); not in the paper
     c.lsr_ft.batch = 32  # questions per step (paper: 512)
     c.lsr_ft.epochs = 3  # over the questions (paper: 1)
-    c.lsr_ft.completion_share = 0.0  # share of corpus completion in the mixture (paper: 0.95)
-    c.lsr_ft.completion_examples = 0  # passages turned into completion examples (paper: 900,000)
+    c.lsr_ft.completion_share = 0.0  # share of corpus completion in the mixture (paper: 0.95); without questions for R-ft it is all
+    c.lsr_ft.completion_examples = 0  # passages turned into completion examples, at most (paper: 900,000)
     c.lsr_ft.completion_tokens = 50  # tokens of x, and of y (paper: 50)
     c.lsr_ft.completion_min_tokens = 100  # shorter passages are not used (below 2 x completion_tokens they are cut once, in the middle)
     c.lsr_ft.validation = 0.1  # share of the training questions kept for choosing the checkpoint by MRR
@@ -147,6 +154,26 @@ def posterior(c: ConfigDict) -> ConfigDict:
 def invented(c: ConfigDict) -> ConfigDict:
     """The generated encyclopedia: minutes on two cores."""
     return posterior(c)
+
+
+def own(c: ConfigDict) -> ConfigDict:
+    """A corpus of your own, with questions or without: docs/your_data.md.
+
+    Without any, R-ft learns from completing the corpus' passages, LM-ft from generated reading comprehension and a tenth of the corpus'
+    own text; there is no table, for there is nothing to ask. train.source and test.source take your questions in their place.
+    """
+    c.workdir = "runs/mine"
+    c.corpus.source = ""  # yours to give
+    c.corpus.max_words = 100
+    c.train = ConfigDict({"source": "invented:passages=340", "split": "", "limit": 0})
+    c.test = ConfigDict({"source": "", "split": "", "limit": 0})
+    c.lm_ft.steps = 60  # about 9 instances each
+    c.lm_ft.mixture.text_share = 0.10
+    posterior(c)
+    c.lsr_ft.completion_examples = 500
+    c.lsr_ft.completion_tokens = 32
+    c.lsr_ft.completion_min_tokens = 48  # so that passages of some 40 words count
+    return c
 
 
 def nq_wiki(c: ConfigDict) -> ConfigDict:
@@ -275,7 +302,8 @@ def dragon_plus(c: ConfigDict) -> ConfigDict:
     return c
 
 
-VARIANTS = {variant.__name__: variant for variant in (invented, nq_wiki, multi_task, few_shot, llama_7b, llama_13b, llama_65b, dragon_plus)}
+_VARIANTS = (invented, own, nq_wiki, multi_task, few_shot, llama_7b, llama_13b, llama_65b, dragon_plus)
+VARIANTS = {variant.__name__: variant for variant in _VARIANTS}
 
 
 def variant(c: ConfigDict, name: str) -> ConfigDict:

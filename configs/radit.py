@@ -2,6 +2,7 @@
 
     python launch/train.py --config=configs/radit.py --workdir=runs/demo                     (make demo)
     python launch/train.py --config=configs/radit.py:nq_wiki --workdir=runs/nq_wiki
+    python launch/train.py --config=configs/radit.py:own --workdir=runs/mine --config.corpus.source=FOLDER     (docs/your_data.md)
 
 Expected score, time and memory of both stand in the README beside their commands.
 """

@@ -6,7 +6,6 @@ import collections
 import copy
 import dataclasses
 import functools
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,18 +17,20 @@ from radit_jax.data import training_sets
 from radit_jax.data.card import Card
 from radit_jax.data.invented import Invented
 from radit_jax.data.questions import Question
+from radit_jax.data.sets import generated
 from radit_jax.data.sets.own import own
 from radit_jax.data.sources import HUB, TFDS
 from radit_jax.errors import InputError
+from radit_jax.paths import named
 from radit_jax.weights.encoder import check_pair
-from radit_jax.weights.hf import resolve
+from radit_jax.weights.hf import read_json, resolve
 
 INVENTED = "invented"
 INPUTS_FILE, CONFIG_FILE = "inputs.json", "config.json"
 
 
-def claim(config: ConfigDict, workdir: Path) -> dict[str, str]:
-    """Returns the identity of every input, and keeps them with the config in the workdir.
+def claim(config: ConfigDict, workdir: Path, *, keep: bool = True) -> dict[str, str]:
+    """Returns the identity of every input, and (`keep`) writes them with the config into the workdir.
 
     A workdir belongs to one set of inputs: another corpus, question file or checkpoint is an InputError that names it.
     """
@@ -46,12 +47,12 @@ def claim(config: ConfigDict, workdir: Path) -> dict[str, str]:
     found |= {field: artifacts.identity(resolve(name)) for field, name in checkpoints.items()}
     check_pair(config.retriever.query_encoder, config.retriever.document_encoder)
     path = workdir / INPUTS_FILE
-    before = json.loads(path.read_text()) if path.exists() else found
+    before = read_json(path) if path.exists() else found
     changed = [f"{field} was {before.get(field)}, now {value}" for field, value in found.items() if before.get(field) != value]
     if changed:
         raise InputError(f"{workdir} was made with other inputs ({'; '.join(changed)}): choose another --workdir")
     distributed.meet("the workdir is claimed")  # nobody writes it before all have read it
-    if distributed.leads():
+    if keep and distributed.leads():
         workdir.mkdir(parents=True, exist_ok=True)
         artifacts.write_json(path, found)
         artifacts.write_json(workdir / CONFIG_FILE, config.to_dict())
@@ -67,8 +68,11 @@ def stored_config(workdir: str | Path, default: ConfigDict, overrides: Mapping[s
     if not path.exists():
         return default
     config = ConfigDict(default.to_dict(), type_safe=False)
-    config.update(json.loads(path.read_text()))
-    config.update_from_flattened_dict(overrides)
+    try:
+        config.update(read_json(path))
+        config.update_from_flattened_dict(overrides)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path}: not the config of a run ({error})") from error
     return config.lock()
 
 
@@ -91,6 +95,7 @@ def sets(config: ConfigDict, part: str) -> list[tuple[Card, list[Question]]]:
     """The sets that config.train or config.test names, separated by commas, with their questions: at most `limit` of each.
 
     For training, what may not be trained on raises (SPEC trap 8). Ids of several sets begin with the set's name.
+    invented:passages=N among them is reading comprehension on an encyclopedia of its own, for a corpus without questions.
     """
     c = config[part]
     if c.source == INVENTED:
@@ -99,7 +104,12 @@ def sets(config: ConfigDict, part: str) -> list[tuple[Card, list[Question]]]:
     if part == "train":
         load = functools.partial(training_sets.training_questions, few=config.lm_ft.few_shot)
     found = []
+    if not listed(c.source):
+        raise InputError(f"{part}.source is empty, expected questions (a jsonl file, tfds:…) or {INVENTED}:passages=N")
     for source in listed(c.source):
+        if is_invented(source):
+            found.append((generated.card(), generated.questions(invented(source, f"{part}.source"), _split_of(c, part), c.limit or None)))
+            continue
         card = training_sets.card_for(source)
         how = {"split": card.split_of(c.split), "limit": c.limit or None, "max_bad_records": config.corpus.max_bad_records}
         found.append((card, load(card, **how)))
@@ -120,32 +130,39 @@ def is_invented(corpus_source: str) -> bool:
     return corpus_source.partition(":")[0] == INVENTED
 
 
-def invented(corpus_source: str) -> Invented:
+def invented(source: str, field: str = "corpus.source") -> Invented:
     """The encyclopedia of `invented:passages=N,seed=S`."""
     try:
-        fields = dict(part.split("=") for part in corpus_source.partition(":")[2].split(",") if part)
+        fields = dict(part.split("=") for part in source.partition(":")[2].split(",") if part)
         numbers = {key: int(value) for key, value in fields.items()}
         encyclopedia = Invented(**numbers)
     except InputError:
         raise
     except (ValueError, TypeError):
-        raise InputError(f"corpus.source is {corpus_source!r}, expected invented:passages=N,seed=S") from None
+        raise InputError(f"{field} is {source!r}, expected invented:passages=N,seed=S") from None
     return encyclopedia
 
 
 def _invented_questions(config: ConfigDict, part: str) -> list[Question]:
     c = config[part]
-    if part == "train" and c.split != "train":
-        raise InputError(f"train.split is {c.split!r}: only the train split may be trained on")
+    split = _split_of(c, part)
     if not is_invented(config.corpus.source):
         raise InputError(f"{part}.source {INVENTED!r} needs the corpus {INVENTED}:passages=N,seed=S, found {config.corpus.source}")
     encyclopedia = invented(config.corpus.source)
-    return list(encyclopedia.questions(c.split, c.limit or encyclopedia.count(c.split)))
+    return list(encyclopedia.questions(split, c.limit or encyclopedia.count(split)))
+
+
+def _split_of(c: ConfigDict, part: str) -> str:
+    """The split of generated questions; of them, too, only the train split may be trained on."""
+    split = c.split or part
+    if part == "train" and split != "train":
+        raise InputError(f"train.split is {split!r}: only the train split may be trained on")
+    return split
 
 
 def _questions_identity(source: str) -> str:
     """The name of generated and catalogued sets, the content of files."""
-    return source if is_invented(source) else ", ".join(map(_set_identity, listed(source)))
+    return ", ".join(source if is_invented(source) else _set_identity(source) for source in listed(source))
 
 
 def _set_identity(source: str) -> str:
@@ -157,11 +174,13 @@ def _set_identity(source: str) -> str:
 
 
 def _corpus_identity(source: str) -> str:
+    if not source:
+        raise InputError("corpus.source is empty, expected --config.corpus.source=FOLDER (or a jsonl file)")
     return source if is_invented(source) else _file_identity(source)
 
 
 def _file_identity(source: str) -> str:
-    path = Path(source).expanduser()
+    path = named(source)
     if not path.exists():
         raise InputError(f"{path}: no such file or folder")
     return artifacts.identity(path)

@@ -35,9 +35,9 @@ def membership(port: int, count: int) -> list[list[str]]:
     return [[f"--coordinator=127.0.0.1:{port}", f"--processes={count}", f"--process={index}"] for index in range(count)]
 
 
-def start(arguments: Sequence[str], count: int, *, devices: int = 1, **more: str) -> list[subprocess.Popen]:
+def start(arguments: Sequence[str], count: int, *, devices: int = 1, cwd: Path = ROOT, **more: str) -> list[subprocess.Popen]:
     """`count` processes of the Python program `arguments`, which know each other."""
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": ROOT}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": cwd}
     members = membership(free_port(), count)
     return [subprocess.Popen([sys.executable, *arguments, *flags], env=environment(devices, **more), **pipes) for flags in members]
 

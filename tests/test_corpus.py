@@ -99,7 +99,7 @@ def test_a_folder_of_texts_takes_titles_from_headings_and_names(tmp_path):
     (tmp_path / "sub" / "b.md").write_text("\n# The Heading #\n\nBody text.\n")
     (tmp_path / "a.txt").write_text("# not a heading here\nx")
     (tmp_path / "c.MD").write_text("no heading")
-    (tmp_path / "skipped.pdf").write_text("x")
+    (tmp_path / "skipped.png").write_text("x")
     (tmp_path / "z.txt").write_bytes(b"\xff")
     found = list(documents(tmp_path, max_bad_records=1))
     assert [(d.id, d.title) for d in found] == [("a.txt", "a"), ("c.MD", "c"), ("sub/b.md", "The Heading")]

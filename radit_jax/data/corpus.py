@@ -13,7 +13,6 @@ import hashlib
 import itertools
 import json
 import operator
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,18 +21,17 @@ import numpy as np
 from array_record.python import array_record_module
 
 from radit_jax import artifacts
-from radit_jax.data import id_index, sources
+from radit_jax.data import files, id_index, sources
 from radit_jax.data.records import BadRecord, BadRecords, id_field, json_lines, text_field
 from radit_jax.data.sentences import sentences
 from radit_jax.errors import InputError
+from radit_jax.paths import named
 from radit_jax.types import Passage
 
 SHARD_SIZE = 65_536  # passages; a shard ends with a document, so it may hold a few more
 MOST_OPEN = 256  # shards: each is an open file and its table of chunks
 STORE = "store.json"  # written last: a store with it is whole
 BEIR_CORPUS = "corpus.jsonl"  # what makes a folder a BEIR folder
-_TEXT_SUFFIXES = (".txt", ".md")
-_HEADING = re.compile(r"\s*#{1,6}[ \t]+(.+?)[ \t#]*(?:\n|$)")
 # Four passages a chunk: a third smaller on disk than one each, and as fast to read at random (measured, 5-11 microseconds).
 _WRITER = "group_size:4,zstd:3"
 _READER = "readahead_buffer_size:0,max_parallelism:0"  # what ArrayRecord documents for random access
@@ -55,7 +53,7 @@ class Documents:
             empty = False
             yield document
         if empty:
-            raise InputError(f"{self.source}: the corpus is empty, expected jsonl documents or {' / '.join(_TEXT_SUFFIXES)} files")
+            raise InputError(f"{self.source}: the corpus is empty, expected jsonl documents or {' / '.join(files.SUFFIXES)} files")
 
     def where(self, number: int) -> str:
         """The place (file:line, or file) of document `number`, from 0; reads the source again, so for messages only."""
@@ -76,12 +74,11 @@ class Documents:
 
 def documents(source: str | Path, max_bad_records: int = 0) -> Documents:
     """Documents of a jsonl(.gz) file {"id", "title", "text"[, "section"]} (Atlas's Wikipedia is one), of DPR's psgs_w100.tsv(.gz),
-    of a BEIR folder, or of a folder of .txt and .md files.
+    of a BEIR folder, or of a folder of .txt, .md, .html and .pdf files (data/files.py), whose ids are their paths inside the folder.
 
-    A text file's id is its path inside the folder; its title is its first line if that is a Markdown heading, else its name.
     Raises InputError (file:line) past `max_bad_records`, and for an empty corpus.
     """
-    path = Path(source).expanduser()
+    path = named(source)
     if not path.exists():
         raise InputError(f"{path}: no such corpus, expected a jsonl(.gz) or tsv(.gz) file, a BEIR folder or a folder of text files")
     return Documents(path, max_bad_records)
@@ -90,7 +87,8 @@ def documents(source: str | Path, max_bad_records: int = 0) -> Documents:
 def _parse_document(record: Mapping[str, Any]) -> Passage:
     """BEIR says "_id"; Atlas has the section beside the title."""
     id = id_field(record, "_id" if "id" not in record and "_id" in record else "id")
-    title, section = text_field(record, "title", empty_ok=True).strip(), str(record.get("section") or "").strip()
+    title = text_field(record, "title", empty_ok=True).strip()
+    section = text_field(record, "section", empty_ok=True).strip() if record.get("section") else ""
     return Passage(id, f"{title}: {section}" if title and section else title or section, text_field(record, "text"))
 
 
@@ -104,19 +102,13 @@ def _rows(path: Path, bad: BadRecords) -> Iterator[tuple[str, Passage]]:
 
 
 def _text_files(folder: Path, bad: BadRecords) -> Iterator[tuple[str, Passage]]:
-    paths = (path for path in folder.rglob("*") if path.suffix.lower() in _TEXT_SUFFIXES and path.is_file())
+    paths = (path for path in folder.rglob("*") if path.suffix.lower() in files.SUFFIXES and path.is_file())
     for path in sorted(paths, key=lambda path: path.relative_to(folder).as_posix()):
         try:
-            yield str(path), _parse_text(path, path.relative_to(folder).as_posix())
+            id = text_field({"file name": path.relative_to(folder).as_posix()}, "file name")
+            yield str(path), Passage(id, *files.read(path))
         except (BadRecord, OSError, UnicodeError) as problem:
             bad.add(str(path), problem)
-
-
-def _parse_text(path: Path, name: str) -> Passage:
-    text = path.read_text(encoding="utf-8-sig")
-    heading = _HEADING.match(text) if path.suffix.lower() == ".md" else None
-    title, body = (heading[1], text[heading.end() :]) if heading else (path.stem, text)
-    return Passage(name, title, text_field({"text": body}, "text"))
 
 
 # --- splitting ---------------------------------------------------------------------------------------------------------------------

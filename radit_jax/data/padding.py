@@ -35,14 +35,14 @@ def bucket(length: int, smallest: int = 16, parts: int = 4) -> int:
     return size
 
 
-def real_indices(real: np.ndarray, length: int = 0) -> np.ndarray | None:
+def real_indices(real: np.ndarray, length: int = 0, parts: int = 4) -> np.ndarray | None:
     """Where the real tokens of (…, B, T) rows stand among their B·T places, ascending: (…, N) int32, filled up with B·T.
 
-    For rows that are read in one line (models/unpad.py) of `length` places, or 0: the next of few. None where N would be no less than B·T.
+    For rows that are read in one line (models/unpad.py) of `length` places; 0: of the bucket's. None where N would be no less than B·T.
     """
     *groups, B, T = real.shape
     found = [np.flatnonzero(real_M) for real_M in real.reshape(-1, B * T)]
-    length = length or bucket(max(map(len, found)), smallest=64)
+    length = length or bucket(max(map(len, found)), smallest=64, parts=parts)
     return pad_rows(found, length, fill=B * T)[0].reshape(*groups, length) if length < B * T else None
 
 

@@ -62,7 +62,7 @@ def field(record: Mapping[str, Any], *path: str) -> Any:
     value: Any = record
     for depth, name in enumerate(path):
         if not isinstance(value, Mapping) or name not in value:
-            found = ", ".join(map(str, value)) or "no fields" if isinstance(value, Mapping) else _short(value)
+            found = _listed(value) if isinstance(value, Mapping) else _short(value)
             raise BadRecord(f'no field "{".".join(path[: depth + 1])}" (found {found})')
         value = value[name]
     return value
@@ -119,6 +119,11 @@ def _check_unicode(name: str, value: str) -> None:
         value.encode()
     except UnicodeEncodeError as error:
         raise BadRecord(f'field "{name}" holds a lone surrogate at character {error.start}') from error
+
+
+def _listed(names: Mapping[str, Any]) -> str:
+    text = " ".join(", ".join(map(str, names)).split()) or "no fields"
+    return text if len(text) <= 200 else text[:197] + "..."
 
 
 def _short(value: Any) -> str:

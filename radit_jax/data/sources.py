@@ -23,6 +23,7 @@ import numpy as np
 
 from radit_jax.data.records import BadRecords, json_lines
 from radit_jax.errors import InputError
+from radit_jax.paths import named
 
 TFDS, HUB = "tfds:", "hub:"
 HUB_PARQUET = "refs/convert/parquet"  # the branch that the Hub keeps for every set, CONFIG/SPLIT/NNNN.parquet
@@ -57,7 +58,7 @@ def records(source: str, split: str | None, bad: BadRecords, data_dir: str | Pat
         return _tfds(source, split, bad, data_dir)
     if source.startswith(HUB):
         return _hub(source, split, bad)
-    path = Path(source).expanduser()
+    path = named(source)
     if path.is_dir():
         return _folder(path, split, bad)
     if not path.is_file():
@@ -112,7 +113,7 @@ def _json(path: Path) -> list[tuple[str, dict[str, Any]]] | None:
     with _text(path) as file:
         try:
             value = json.load(file)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             if "Extra data" in str(error):
                 return None
             raise InputError(f"{path}: not JSON ({error})") from error

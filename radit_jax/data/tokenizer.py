@@ -89,7 +89,14 @@ class Tokenizer:
 def load_tokenizer(name: str) -> Tokenizer:
     """The tokenizer of a checkpoint: a folder, a GGUF file, a Hub id or package:MODULE/PATH. InputError where there is none."""
     path = resolve(name)
-    return _from_gguf(GgufFile(path)) if path.is_file() else _from_folder(path)
+    if not path.is_file():
+        return _from_folder(path)
+    try:
+        return _from_gguf(GgufFile(path))
+    except InputError:
+        raise
+    except Exception as error:  # ids that are not there, merges of no pieces: the library raises bare Exception
+        raise InputError(f"{path}: its header has no usable tokenizer ({str(error)[:200]!r})") from error
 
 
 def _wrapping(backend: tokenizers.Tokenizer) -> tuple[list[int], list[int]]:

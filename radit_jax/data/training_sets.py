@@ -19,6 +19,7 @@ from radit_jax.data.sets import chain_of_thought, commonsense, dialogue, knowled
 from radit_jax.data.sets.own import own
 from radit_jax.data.sources import HUB, TFDS
 from radit_jax.errors import InputError
+from radit_jax.paths import named
 
 _ROOMS = (dialogue, open_qa, reading_comprehension, summarization, chain_of_thought, knowledge, commonsense)
 FEW = 64  # examples of the paper's few-shot stage
@@ -41,7 +42,7 @@ def card_for(source: str, *, category: str = "open_qa", retrieval: str = "passag
     if source.startswith((TFDS, HUB)):
         return _by_source(source)
     if colon and name in CARDS:
-        train_split = CARDS[name].train_split if Path(path).expanduser().is_dir() else None
+        train_split = CARDS[name].train_split if named(path).is_dir() else None
         return dataclasses.replace(CARDS[name], source=path, train_split=train_split, evaluation_split=None)
     if colon or not Path(source).suffix:
         near = difflib.get_close_matches(name, CARDS, n=3)
