@@ -8,9 +8,11 @@ from __future__ import annotations
 import dataclasses
 import json
 
+import gguf
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 from flax import nnx
 from references.check_export import MINILM, TINY_LMS
 from safetensors.numpy import load_file
@@ -83,6 +85,37 @@ def test_bfloat16_parameters_stay_bfloat16(tokenizer, tmp_path):
     export_lm(lm, tokenizer, tmp_path / "lm")
     assert json.loads((tmp_path / "lm" / "config.json").read_text())["torch_dtype"] == "bfloat16"
     assert_same(load_lm(str(tmp_path / "lm"), param_dtype="bfloat16"), lm)
+
+
+def test_bfloat16_is_the_float32_lm_rounded(tokenizer, tmp_path):
+    lm = drawn(abstract_lm(LM_SHAPE))
+    export_lm(lm, tokenizer, tmp_path / "full", readme="# A card\n")
+    export_lm(lm, tokenizer, tmp_path / "half", dtype="bfloat16", shard_bytes=6_000)
+    assert json.loads((tmp_path / "half" / "config.json").read_text())["torch_dtype"] == "bfloat16"
+    files = sorted(tmp_path.glob("half/model-*.safetensors"))
+    assert len(files) > 2 and all(sum(t.nbytes for t in load_file(file).values()) <= 6_000 for file in files)
+    full = load_file(tmp_path / "full" / "model.safetensors")
+    half = {name: tensor for file in files for name, tensor in load_file(file).items()}
+    assert full.keys() == half.keys()
+    for name, tensor in half.items():
+        assert tensor.dtype == jnp.bfloat16
+        np.testing.assert_array_equal(tensor, full[name].astype(jnp.bfloat16), err_msg=name)
+    assert_same(load_lm(str(tmp_path / "half")), load_lm(str(tmp_path / "half"), param_dtype="float32"))
+    assert (tmp_path / "full" / "README.md").read_text() == "# A card\n" and not (tmp_path / "half" / "README.md").exists()
+
+
+@pytest.mark.parametrize("name", ("llama", "qwen2", "qwen3"))
+def test_an_lm_has_what_the_converter_of_llama_cpp_reads(name, tmp_path):
+    """Its architecture, a GGUF name for every tensor, and merges and special ids from tokenizer.json and the configs beside it."""
+    export_lm(drawn(abstract_lm(family_config(name))), tiny.tokenizer(), tmp_path / "lm", dtype="bfloat16")
+    config = json.loads((tmp_path / "lm" / "config.json").read_text())
+    architecture = next(kind for kind, known in gguf.MODEL_ARCH_NAMES.items() if known == config["model_type"])
+    names = gguf.get_tensor_name_map(architecture, config["num_hidden_layers"])
+    for tensor in load_file(tmp_path / "lm" / "model.safetensors"):
+        assert names.get_name(tensor, try_suffixes=(".weight", ".bias")), tensor
+    vocabulary = gguf.SpecialVocab(tmp_path / "lm", load_merges=True)
+    assert len(vocabulary.merges) == len(tiny.MERGES)
+    assert vocabulary.special_token_ids["bos"] == 0 and vocabulary.special_token_ids["eos"] == 1
 
 
 @pytest.mark.parametrize(("pooling", "normalize", "offset"), [("cls", False, 0), ("mean", True, 0), ("mean", False, 2)])

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from safetensors.numpy import save_file
@@ -41,26 +42,35 @@ class SavedTokenizer(Protocol):
     def save(self, folder: Path) -> None: ...
 
 
-def export_lm(lm: LM, tokenizer: SavedTokenizer, folder: Path, *, shard_bytes: int = SHARD_BYTES) -> None:
+def export_lm(
+    lm: LM, tokenizer: SavedTokenizer, folder: Path, *, dtype: str = "", readme: str = "", shard_bytes: int = SHARD_BYTES
+) -> None:
     """Writes `folder`, which transformers' AutoModelForCausalLM and AutoTokenizer load; the same logits, in the stored dtype.
 
+    `dtype` ("float32" | "bfloat16") rounds the tensors to another one; `readme` becomes README.md, the model card.
     InputError if `folder` is there already and is no exported one, or the config has no Hugging Face architecture.
     """
     with _whole(Path(folder)) as partial:
-        config = lm_config(lm.config) | _ids(tokenizer)
+        dtype = dtype or lm.config.param_dtype
+        config = lm_config(lm.config) | {"torch_dtype": dtype} | _ids(tokenizer)
         write_json(partial / "config.json", config)
         write_json(partial / "generation_config.json", _ids(tokenizer) | {"do_sample": False})
-        _save_tensors(lm, HF_LM, partial, shard_bytes)
+        _save_tensors(lm, HF_LM, partial, dtype, shard_bytes)
         tokenizer.save(partial)
+        _save_card(partial, readme)
 
 
-def export_encoder(encoder: Encoder, tokenizer: SavedTokenizer, folder: Path) -> None:
-    """Writes `folder`, which SentenceTransformer(folder) loads, and transformers' AutoModel: pooling and unit norm included."""
+def export_encoder(encoder: Encoder, tokenizer: SavedTokenizer, folder: Path, *, readme: str = "") -> None:
+    """Writes `folder`, which SentenceTransformer(folder) loads, and transformers' AutoModel: pooling and unit norm included.
+
+    `readme` becomes README.md, the model card.
+    """
     c = encoder.config
     with _whole(Path(folder)) as partial:
         write_json(partial / "config.json", encoder_config(c, tokenizer.pad_id or 0))
-        _save_tensors(encoder, HF_ENCODER, partial, SHARD_BYTES)
+        _save_tensors(encoder, HF_ENCODER, partial, c.param_dtype, SHARD_BYTES)
         tokenizer.save(partial)
+        _save_card(partial, readme)
         limit = min(tokenizer.max_tokens or c.max_positions, c.max_positions)
         write_json(partial / "sentence_bert_config.json", {"max_seq_length": limit, "do_lower_case": False})
         names = ("Transformer", "Pooling") + (("Normalize",) if c.normalize else ())
@@ -210,19 +220,25 @@ class _Tensor:
     parameter: jax.Array
     layer: int | None
     transpose: bool
+    dtype: np.dtype
 
     @property
     def nbytes(self) -> int:
-        return self.parameter.nbytes // (1 if self.layer is None else self.parameter.shape[0])
+        return self.parameter.size * self.dtype.itemsize // (1 if self.layer is None else self.parameter.shape[0])
 
     def read(self) -> np.ndarray:
-        value = np.asarray(self.parameter if self.layer is None else self.parameter[self.layer])
+        value = np.asarray(self.parameter if self.layer is None else self.parameter[self.layer]).astype(self.dtype, copy=False)
         return np.ascontiguousarray(value.T if self.transpose else value)
 
 
-def _save_tensors(module: nnx.Module, names: Sequence[Name], folder: Path, shard_bytes: int) -> None:
+def _save_card(folder: Path, readme: str) -> None:
+    if readme:
+        (folder / "README.md").write_text(readme, encoding="utf-8")
+
+
+def _save_tensors(module: nnx.Module, names: Sequence[Name], folder: Path, dtype: str, shard_bytes: int) -> None:
     """model.safetensors, or numbered files of at most `shard_bytes` with an index; one file's tensors are on the host at a time."""
-    shards = _shards(_tensors_of(module, names), shard_bytes)
+    shards = _shards(_tensors_of(module, names, jnp.dtype(dtype)), shard_bytes)
     files = [f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))] if len(shards) > 1 else ["model.safetensors"]
     for file, shard in zip(files, shards, strict=True):
         save_file({tensor.name: tensor.read() for tensor in shard}, folder / file, metadata={"format": "pt"})
@@ -232,14 +248,14 @@ def _save_tensors(module: nnx.Module, names: Sequence[Name], folder: Path, shard
         write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
-def _tensors_of(module: nnx.Module, names: Sequence[Name]) -> list[_Tensor]:
+def _tensors_of(module: nnx.Module, names: Sequence[Name], dtype: np.dtype) -> list[_Tensor]:
     """The checkpoint's tensors of a module, layer by layer."""
     table = {row.path: row for row in names}
     found = []
     for path, variable in nnx.to_flat_state(nnx.state(module, nnx.Param)):
         row, value = table["/".join(map(str, path))], variable[...]
         layers = range(value.shape[0]) if "{layer}" in row.tensor else (None,)
-        found += [_Tensor(row.tensor.format(layer=layer), value, layer, row.transpose) for layer in layers]
+        found += [_Tensor(row.tensor.format(layer=layer), value, layer, row.transpose, dtype) for layer in layers]
     return sorted(found, key=lambda tensor: -1 if tensor.layer is None else tensor.layer)
 
 

@@ -23,6 +23,7 @@ from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 
 from radit_jax.errors import InputError
+from radit_jax.paths import named
 
 Read = Callable[[tuple[slice, ...]], np.ndarray]  # a slice of a parameter → its values, read from the checkpoint
 Place = Callable[[str, tuple[int, ...], Read], jax.Array]  # (parameter path, shape, read) → array on its devices
@@ -38,7 +39,7 @@ def resolve(name: str) -> Path:
     """Returns the local folder or GGUF file that `name` means, downloading a Hub id if it must. InputError if there is none."""
     if name.startswith("package:"):
         return _in_package(name)
-    path = Path(name).expanduser()
+    path = named(name)
     if path.is_dir() or (path.is_file() and path.suffix == ".gguf"):
         return path
     if path.is_file():
@@ -71,7 +72,7 @@ def read_json(path: Path) -> dict[str, Any]:
         value = json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file; a checkpoint folder has it") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: not readable as JSON ({first_line(error)})") from error
     if not isinstance(value, dict):
         raise InputError(f"{path}: expected a JSON object, found {type(value).__name__}")
@@ -109,6 +110,8 @@ class Safetensors:
             shards = read_json(index).get("weight_map")
             if not isinstance(shards, dict) or not shards:
                 raise InputError(f"{index}: has no 'weight_map' of tensor names to files")
+            if not all(isinstance(name, str) and name == Path(name).name for name in shards.values()):
+                raise InputError(f"{index}: 'weight_map' has what is no name of a file in its folder")
             return [self.where / name for name in sorted(set(shards.values()))]
         files = sorted(self.where.glob("*.safetensors"))
         if len(files) == 1:
@@ -173,6 +176,8 @@ def fill(
     table = {row.path: row for row in names}
     unnamed = [key for key, _, _ in flat if key not in table]
     assert not unnamed, f"no row in the names table for {unnamed}"
+    if (layers := max((v.shape[0] for key, _, v in flat if "{layer}" in table[key].tensor), default=0)) > len(tensors.shapes):
+        raise InputError(f"{tensors.where}: {len(tensors.shapes):,} tensors, expected those of {layers:,} layers")
     needed = {key: _tensors_of(table[key], variable.shape) for key, _, variable in flat}
     _account(tensors, needed, {key: (table[key], variable.shape) for key, _, variable in flat}, ignore)
     filled = []

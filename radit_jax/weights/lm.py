@@ -19,6 +19,7 @@ from radit_jax.weights.names import GGUF_BUFFERS, GGUF_LM, HF_BUFFERS, HF_LM, HF
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")  # model_type; SmolLM2 says llama
 REQUIRED = object()
+MOST_LAYERS = 100_000  # a damaged config may say more, and every layer has a window of its own
 
 
 def load_lm(
@@ -65,10 +66,12 @@ def config_from_hf(file: Path, kinds: Mapping[str, Any]) -> LmConfig:
     if raw.get("hidden_act", "silu") not in ("silu", "swish"):
         raise InputError(f"{file}: hidden_act {raw['hidden_act']!r}, expected silu")
     width, heads, layers = (_number(file, raw, key) for key in ("hidden_size", "num_attention_heads", "num_hidden_layers"))
+    if layers > MOST_LAYERS:
+        raise InputError(f"{file}: num_hidden_layers is {layers:,}, expected at most {MOST_LAYERS:,}")
     default_head_dim = 128 if family == "qwen3" else width // heads
-    theta, scaling = _rope(file, raw)
     bias = bool(raw.get("attention_bias", family == "qwen2"))
     try:
+        theta, scaling = _rope(file, raw)
         return LmConfig(
             vocab_size=_number(file, raw, "vocab_size"),
             width=width,
@@ -89,8 +92,10 @@ def config_from_hf(file: Path, kinds: Mapping[str, Any]) -> LmConfig:
             max_positions=_number(file, raw, "max_position_embeddings", 2048),
             **kinds,
         )
-    except ValueError as error:
-        raise error if isinstance(error, InputError) else InputError(f"{file}: {error}") from error
+    except InputError:
+        raise
+    except (ValueError, TypeError, AttributeError, OverflowError) as error:  # a field of another type than transformers writes
+        raise InputError(f"{file}: not the config of a model ({error})") from error
 
 
 def _number(file: Path, raw: Mapping[str, Any], key: str, default: Any = REQUIRED) -> int:

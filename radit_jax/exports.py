@@ -1,0 +1,95 @@
+"""The `export` command: the models of a workdir as folders for other software, each with its card."""
+
+from __future__ import annotations
+
+import json
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from radit_jax.data.tokenizer import load_tokenizer
+from radit_jax.evaluation import report
+from radit_jax.pipeline import Pipeline
+from radit_jax.trainings import completion_examples
+from radit_jax.weights import card
+from radit_jax.weights.export import export_encoder, export_lm
+
+DESCRIBED = ("radit-jax", "jax", "flax", "optax", "transformers")  # packages whose versions a card names
+# What a table must share with the exported models to be theirs.
+MODELS = ("seed", "lm", "retriever", "corpus", "train", "retrieval", "lm_ft", "lsr_ft")
+
+
+def export(pipeline: Pipeline, folder: Path, dtype: str) -> str:
+    """Writes folder/lm, folder/query_encoder and folder/document_encoder, and returns in words what they are.
+
+    The LM's tensors are of `dtype`, those of the encoders float32. Tuned models are taken where the workdir holds them.
+    """
+    retriever = pipeline.config.retriever
+    lm_tuned, retriever_tuned = pipeline.has("lm_ft"), pipeline.has("lsr_ft")
+    cards = {kind: card.text(_card(pipeline, kind, lm_tuned, retriever_tuned, dtype)) for kind in card.KINDS}
+    lm = pipeline.lm(lm_tuned, full_precision=True)
+    export_lm(lm, pipeline.tokenizer, folder / card.LM, dtype=dtype, readme=cards[card.LM])
+    for kind, encoder, checkpoint in (
+        (card.QUERY_ENCODER, pipeline.query_encoder(retriever_tuned), retriever.query_encoder),
+        (card.DOCUMENT_ENCODER, pipeline.document_encoder(), retriever.document_encoder),
+    ):
+        export_encoder(encoder, load_tokenizer(checkpoint), folder / kind, readme=cards[kind])
+    return f"{folder}: {'tuned' if lm_tuned else 'untuned'} LM, {'tuned' if retriever_tuned else 'untuned'} query encoder, document encoder"
+
+
+def _card(pipeline: Pipeline, kind: str, lm_tuned: bool, retriever_tuned: bool, dtype: str) -> card.Card:
+    c = pipeline.config
+    bases = {card.LM: c.lm.checkpoint, card.QUERY_ENCODER: c.retriever.query_encoder, card.DOCUMENT_ENCODER: c.retriever.document_encoder}
+    tuned = {card.LM: lm_tuned, card.QUERY_ENCODER: retriever_tuned, card.DOCUMENT_ENCODER: False}[kind]
+    return card.Card(
+        kind=kind,
+        base=_short(bases[kind]) if Path(bases[kind]).exists() else bases[kind],  # OWNER/NAME may be a folder here
+        tuned=tuned,
+        dtype=dtype if kind == card.LM else "float32",
+        score_scale=c.retriever.score_scale,
+        corpus=f"{_short(c.corpus.source)}, {len(pipeline.store):,} passages of at most {c.corpus.max_words} words",
+        data=_data(pipeline, kind) if tuned else {},
+        settings=_settings(pipeline, kind) if tuned else {},
+        table=_table(pipeline) if lm_tuned or retriever_tuned else "",
+        versions={name: metadata.version(name) for name in DESCRIBED},
+    )
+
+
+def _data(pipeline: Pipeline, kind: str) -> dict[str, int]:
+    """The sets of one training, by name, with their examples."""
+    c, sets = pipeline.config, pipeline.train_sets
+    if kind == card.LM:
+        found = {name: len(examples) for name, (of, examples) in sets.items() if of.in_lm_ft or c.lm_ft.few_shot}
+        plain = c.lm_ft.mixture.text_share and not c.lm_ft.mixture.text_source
+        return found | ({"plain text of the corpus": len(pipeline.store)} if plain else {})
+    found = {name: len(examples) for name, (of, examples) in sets.items() if of.in_r_ft}
+    if c.lsr_ft.completion_share or not found:
+        found["completion of the corpus"] = len(completion_examples(pipeline))
+    return found
+
+
+def _settings(pipeline: Pipeline, kind: str) -> dict[str, Any]:
+    c = pipeline.config
+    part = "lm_ft" if kind == card.LM else "lsr_ft"
+    settings = {key: value for key, value in c[part].to_dict().items() if key not in ("checkpoint_every", "log_every", "dev_tasks")}
+    if kind == card.LM:
+        settings["mixture"] = {key: value for key, value in settings["mixture"].items() if key != "text_source"}
+    return {part: settings, "retrieval": c.retrieval.to_dict(), "seed": c.seed}
+
+
+def _table(pipeline: Pipeline) -> str:
+    """The workdir's table.json in Markdown, if it was made with the settings of these models."""
+    path = pipeline.workdir / "table.json"
+    if not path.exists():
+        return ""
+    value, config = json.loads(path.read_text()), json.loads(json.dumps(pipeline.config.to_dict()))
+    if any(value["config"].get(part) != config[part] for part in MODELS):
+        return ""
+    head = ("system", *report.COLUMNS, "n")
+    rows = [(row["name"], *(report.cell(row["metrics"].get(name)) for name in report.COLUMNS), str(row["n"])) for row in value["rows"]]
+    return report.markdown([head, *rows])
+
+
+def _short(source: str) -> str:
+    """A source without the folders it lies in."""
+    return source.rstrip("/").rpartition("/")[2]
