@@ -1,4 +1,4 @@
-"""The table RA-DIT ends with: rows of systems, paired differences between them, wall time of every stage."""
+"""The table RA-DIT ends with, and its report: rows of systems, paired differences between them, wall time of every stage."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from radit_jax import artifacts, distributed
+from radit_jax import artifacts, distributed, dossier
 from radit_jax.artifacts import Artifact
 from radit_jax.errors import InputError
 from radit_jax.evaluation import evaluate, metrics, report
+from radit_jax.logbook import say
 from radit_jax.pipeline import Pipeline
 
 System = tuple[bool, bool | None]  # LM tuned?, query encoder tuned? None: no retrieval
@@ -34,8 +35,12 @@ CLAIMS = (
 
 
 def make(pipeline: Pipeline, names: Sequence[str] = tuple(ROWS)) -> dict[str, Any]:
-    """Makes (or opens) the rows and returns the table as data; it is also written to `workdir/table.json`."""
-    folders = {name: row(pipeline, name).path for name in names}
+    """Makes (or opens) the rows and returns the table as data; it is also written to `workdir/table.json`.
+
+    With all rows of ROWS there is a page about the run as well: `workdir/report.html`.
+    """
+    made = {name: row(pipeline, name) for name in names}
+    folders = {name: artifact.path for name, artifact in made.items()}
     rows = [json.loads((folder / "row.json").read_text()) for folder in folders.values()]
     per_question = {name: json.loads((folder / "per_question.json").read_text()) for name, folder in folders.items()}
     differences: dict[str, dict[str, Any]] = {}
@@ -46,6 +51,8 @@ def make(pipeline: Pipeline, names: Sequence[str] = tuple(ROWS)) -> dict[str, An
     value = {"rows": rows, "differences": differences, "seconds": pipeline.seconds, "config": pipeline.config.to_dict()}
     if distributed.leads():
         artifacts.write_json(pipeline.workdir / "table.json", value)
+        if set(ROWS) <= set(made):
+            say(f"report: {dossier.write(pipeline, value, made)}")
     return value
 
 

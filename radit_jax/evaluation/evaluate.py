@@ -96,8 +96,14 @@ def record(example: Example) -> dict[str, Any]:
 
 
 def answered(examples: Sequence[Example], answers: Sequence[Answer]) -> list[dict[str, Any]]:
-    """The records of questions with their free-text answers."""
-    return [record(example) | {"answer": answer.text, "logprob": answer.logprob} for example, answer in zip(examples, answers)]
+    """The records of questions with their free-text answers, and what the LM said from each passage alone (not at token level)."""
+    return [
+        record(example) | {"answer": answer.text, "logprob": answer.logprob, **_own(answer)} for example, answer in zip(examples, answers)
+    ]
+
+
+def _own(answer: Answer) -> dict[str, Any]:
+    return {"own_texts": list(answer.own_texts), "own_logprobs": list(answer.own_logprobs)} if answer.own_texts else {}
 
 
 def _choose(task, asked, ensemble, retrieved, options) -> tuple[list[dict[str, Any]], dict[str, list[float]], dict[str, float]]:

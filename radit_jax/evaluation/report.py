@@ -69,12 +69,18 @@ def differences(pairs: Mapping[str, Mapping[str, Any]]) -> str:
 
 def stages(seconds: Mapping[str, float]) -> str:
     """Wall time of each stage."""
-    grid = Table(title="Wall time", title_justify="left")
-    grid.add_column("stage")
-    grid.add_column("seconds", justify="right")
-    for stage, value in seconds.items():
-        grid.add_row(stage, f"{value:.0f}")
-    return _text(grid)
+    return grid("Wall time", ("stage", "seconds"), [(stage, f"{value:.0f}") for stage, value in seconds.items()])
+
+
+def grid(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Rows under their columns; the last column is of figures."""
+    shown = Table(title=title, title_justify="left")
+    for column in columns[:-1]:
+        shown.add_column(column)
+    shown.add_column(columns[-1], justify="right")
+    for row in rows:
+        shown.add_row(*row)
+    return _text(shown)
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:
