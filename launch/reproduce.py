@@ -19,7 +19,7 @@ def main(arguments: list[str]) -> None:
     from radit_jax import reproduction
 
     pipeline = command.pipeline(CONFIG)
-    pipeline.check_batches()
+    pipeline.check_trainings()
     value = reproduction.make(pipeline.config, pipeline.workdir, PARTS.value or list(reproduction.PARTS), list(map(int, SEEDS.value)))
     print(reproduction.text(value))
 

@@ -3,17 +3,28 @@
 python launch/train.py --config=configs/radit.py --workdir=runs/demo [--config.lm_ft.steps=60]
 """
 
+from absl import flags
+
 from radit_jax import command
 
 CONFIG = command.config_flag()
+DRY = flags.DEFINE_bool("dry-run", False, "Print the stages, which of them are there, and about how long the others take; make nothing.")
 
 
 def main(arguments: list[str]) -> None:
     command.no_more(arguments)
-    pipeline = command.pipeline(CONFIG)
-    pipeline.check_batches()
+    pipeline = command.pipeline(CONFIG, dry=DRY.value)
+    pipeline.check_trainings()
     goal = pipeline.config.goal
-    if goal == "lm_ft":
+    if DRY.value:
+        from radit_jax import rehearsal
+
+        print(rehearsal.text(rehearsal.rehearse(pipeline)))
+    elif goal == "radit" and not pipeline.config.test.source:
+        from radit_jax import trainings
+
+        print(trainings.both(pipeline))
+    elif goal == "lm_ft":
         print(pipeline.tuned_lm.path)
     elif goal == "lsr_ft":
         print(pipeline.tuned_retriever.path)

@@ -55,6 +55,11 @@ def digest(value: Any) -> str:
     return fingerprint({"value": value})
 
 
+def there(workdir: Path, stage: str, made_from: Mapping[str, Any]) -> bool:
+    """Whether the artifact of `stage` for these inputs is there, whole."""
+    return (Path(workdir) / f"{stage}-{fingerprint(made_from)}" / MANIFEST).exists()
+
+
 def make(workdir: Path, stage: str, made_from: Mapping[str, Any], write: Callable[[Path], Mapping[str, Any] | None]) -> Artifact:
     """Returns the artifact of `stage` for these inputs, made by `write(folder)` unless it is there already.
 

@@ -29,22 +29,30 @@ def config_flag() -> Any:
     flags.DEFINE_string("coordinator", None, "host:port of process 0, where no environment tells.")
     flags.DEFINE_integer("processes", None, "How many processes there are, with --coordinator.", lower_bound=1)
     flags.DEFINE_integer("process", None, "Which of them this is, from 0, with --coordinator.", lower_bound=0)
+    flags.DEFINE_bool("quiet", False, "Nothing on stderr but errors.")
     flags.DEFINE_integer("join_timeout", 300, "Seconds to wait for all processes.", lower_bound=1)
     # No default here: it would be read, with its overrides, before errors can be told in one line.
     return config_flags.DEFINE_config_file("config", None, "A file with get_config(variant).", lock_config=True)
 
 
-def pipeline(config: Any) -> Any:
-    """The pipeline of the flags. Without --config, a workdir is opened with the config that made it, and overrides go on top."""
+def pipeline(config: Any, *, dry: bool = False) -> Any:
+    """The pipeline of the flags; `dry`: one that makes nothing.
+
+    Without --config, a workdir is opened with the config that made it, and overrides go on top.
+    """
     # Slow imports after the flags, so that a wrong flag is answered at once.
+    from radit_jax import logbook
     from radit_jax.inputs import stored_config
     from radit_jax.pipeline import Pipeline
 
+    if flags.FLAGS.quiet:
+        os.environ[logbook.QUIET] = "1"  # what is started from here is quiet too
     _join()
     workdir = flags.FLAGS.workdir or config.value.workdir
     if any(re.match(r"--?config(=|$)", argument) for argument in sys.argv[1:]):
-        return Pipeline(config.value, workdir)
-    return Pipeline(stored_config(workdir, config.value, config_flags.get_override_values(flags.FLAGS["config"])), workdir)
+        return Pipeline(config.value, workdir, dry=dry)
+    overrides = config_flags.get_override_values(flags.FLAGS["config"])
+    return Pipeline(stored_config(workdir, config.value, overrides), workdir, dry=dry)
 
 
 def _join() -> None:

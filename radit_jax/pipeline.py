@@ -10,9 +10,11 @@ Retrieval and LM scores are computed once, with the untuned models, and then onl
 from __future__ import annotations
 
 import functools
+import resource
 import shutil
+import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from radit_jax import artifacts, distributed, inputs, sharding, trainings
+from radit_jax import artifacts, distributed, inputs, logbook, sharding, trainings
 from radit_jax.artifacts import Artifact
 from radit_jax.checkpoint import load_params
 from radit_jax.data import corpus
@@ -33,23 +35,45 @@ from radit_jax.errors import InputError
 from radit_jax.inference.ensemble import Ensemble
 from radit_jax.inference.score import Scorer, score_retrieval
 from radit_jax.logbook import say
-from radit_jax.models import flash
+from radit_jax.models import flash, lora
+from radit_jax.models.lora import LoraOptions
 from radit_jax.retrieval import embed, retrieve, scann, search
 from radit_jax.retrieval.encode import encoding
 from radit_jax.retrieval.vectors import Vectors, open_vectors
 from radit_jax.training import loop, tune
-from radit_jax.types import Example
+from radit_jax.types import Example, Passage
 from radit_jax.weights.encoder import load_encoder
 from radit_jax.weights.lm import load_lm
 
 SCANN_FROM = 20_000  # passages from which index = "auto" builds ScaNN
 
 
-class Pipeline:
-    """Every stage of one config in one workdir. Properties and methods make what they need first, or open what is there."""
+# What a stage is for, as said when it begins; by its name up to the first "-".
+PURPOSES = {
+    "passages": "documents split into passages, to be read by row",
+    "vectors": "every passage by the document encoder, to be searched",
+    "index": "so that a search does not go through all vectors",
+    "retrieved": "the passages of every question, searched once",
+    "lm_scores": "how probable the LM finds every answer after every passage: what R-ft learns from",
+    "lsr_ft": "R-ft: the query encoder learns to fetch what the LM finds useful",
+    "lm_ft": "LM-ft: the LM learns to use passages, and to ignore bad ones",
+    "texts": "plain text for LM-ft's mixture",
+    "row": "every question answered by one system",
+}
 
-    def __init__(self, config: ConfigDict, workdir: str | Path):
-        self.workdir = Path(workdir)
+
+class NotMade(Exception):
+    """A dry pipeline was asked for a stage that is not there."""
+
+
+class Pipeline:
+    """Every stage of one config in one workdir. Properties and methods make what they need first, or open what is there.
+
+    A dry one makes nothing and leaves the workdir as it is: NotMade for what is not there.
+    """
+
+    def __init__(self, config: ConfigDict, workdir: str | Path, *, dry: bool = False):
+        self.workdir, self.dry = Path(workdir), dry
         self.mesh = sharding.make_mesh(config.mesh.data, config.mesh.model)
         self.config = config = inputs.with_dtypes(config, self.mesh.devices.flat[0].platform)
         if missing := set(range(distributed.count())) - {device.process_index for device in self.mesh.devices.flat}:
@@ -59,10 +83,12 @@ class Pipeline:
             )
         self.seconds: dict[str, float] = {}
         self._loaded: tuple[bool, nnx.Module] | None = None
-        self.inputs = inputs.claim(config, self.workdir)
+        self.inputs = inputs.claim(config, self.workdir, keep=not dry)
 
-    def check_batches(self) -> None:
-        """InputError where the mesh does not divide a training batch: told before hours of retrieval and scores, not after."""
+    def check_trainings(self) -> None:
+        """InputError where the mesh does not divide a batch, or a logger is not there: told before hours of retrieval and scores."""
+        logbook.check_loggers(inputs.listed(self.config.loggers))
+        LoraOptions(**self.config.lm_ft.lora.to_dict())
         sharding.check_rows(self.mesh, self.config.lm_ft.rows, "lm_ft.rows")
         sharding.check_rows(self.mesh, self.config.lsr_ft.batch, "lsr_ft.batch")
 
@@ -74,13 +100,15 @@ class Pipeline:
         made_from = {"source": self.inputs["corpus.source"], "max_words": c.max_words}
 
         def write(folder: Path) -> dict[str, Any]:
-            made_up = inputs.is_invented(c.source)
-            documents = inputs.invented(c.source).corpus() if made_up else corpus.documents(c.source, c.max_bad_records)
-            if not distributed.leads():
-                return {}
-            return corpus.build_store(documents, folder, max_words=c.max_words)
+            documents = self.documents()
+            return corpus.build_store(documents, folder, max_words=c.max_words) if distributed.leads() else {}
 
         return self.stage("passages", made_from, write)
+
+    def documents(self) -> Iterable[Passage]:
+        """The corpus as it is given, before it is split into passages."""
+        c = self.config.corpus
+        return inputs.invented(c.source).corpus() if inputs.is_invented(c.source) else corpus.documents(c.source, c.max_bad_records)
 
     @functools.cached_property
     def store(self) -> corpus.PassageStore:
@@ -210,14 +238,26 @@ class Pipeline:
                 tuned_params = self.tuned_lm.path / tune.PARAMS  # trained first, so that no two LMs are in memory
             lm = self._load_lm(dtype, param_dtype=dtype)
             if tuned:
-                nnx.update(lm, load_params(tuned_params, nnx.state(lm)))
+                lm = self._adapted(lm)  # as it was trained
+                nnx.update(lm, load_params(tuned_params, lora.split(lm)[1]))
+                lm = lora.merged(lm)
             self._loaded = (tuned, lm)
         return self._loaded[1]
 
     def trainable_lm(self) -> nnx.Module:
-        """The untuned LM as LM-ft takes it up: float32 parameters, computing in lm.dtype, with remat."""
+        """The untuned LM as LM-ft takes it up: float32 parameters, computing in lm.dtype, with remat.
+
+        With LoRA the frozen ones are in lm.dtype, or quantized from there.
+        """
         self._loaded = None  # the copy for answering makes room for the one in training
-        return self._load_lm(self.config.lm.dtype, remat=self.config.lm.remat)
+        c = self.config.lm
+        kinds = {"param_dtype": c.dtype} if self.config.lm_ft.lora.rank else {}
+        return self._adapted(self._load_lm(c.dtype, remat=c.remat, **kinds))
+
+    def _adapted(self, lm: nnx.Module) -> nnx.Module:
+        """The LM with the low-rank maps of lm_ft.lora beside its own, if there are to be any."""
+        place = sharding.placer(self.mesh, sharding.LM_RULES)
+        return lora.adapted(lm, LoraOptions(**self.config.lm_ft.lora.to_dict()), seed=self.config.seed, place=place)
 
     def query_encoder(self, tuned: bool) -> nnx.Module:
         encoder = self._load_encoder(self.config.retriever.query_encoder, "float32", self.mesh)
@@ -259,14 +299,19 @@ class Pipeline:
         """Makes or opens an artifact, says which, and keeps the wall time it took to make."""
 
         def timed(folder: Path) -> dict[str, Any]:
-            say(f"{name}: making {folder.with_suffix('').name}")
+            purpose = PURPOSES.get(name.partition("-")[0])
+            say(f"{name}: making {folder.with_suffix('').name}" + (f" ({purpose})" if purpose else ""))
             began = time.monotonic()
             facts = dict(write(folder) or {})
-            return {**facts, "seconds": round(time.monotonic() - began, 1)}
+            # In KiB on Linux. Of the process so far: of this stage or of one before it.
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> (20 if sys.platform == "darwin" else 10)
+            return {**facts, "seconds": round(time.monotonic() - began, 1), "peak_memory_mib": peak}
 
+        if self.dry and not artifacts.there(self.workdir, name, made_from):
+            raise NotMade(name)
         artifact = artifacts.make(self.workdir, name, made_from, timed)
         # Only of a whole artifact: a run killed before that goes on from them.
-        if distributed.leads():
+        if distributed.leads() and not self.dry:
             shutil.rmtree(artifact.path / loop.CHECKPOINTS, ignore_errors=True)
         if name not in self.seconds:
             shown = ", ".join(f"{key} {value}" for key, value in artifact.facts.items() if isinstance(value, (int, float, str)))

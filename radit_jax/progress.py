@@ -14,7 +14,7 @@ from typing import TextIO
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
-from radit_jax import distributed
+from radit_jax import logbook
 
 LINE_EVERY_S = 10.0  # a log that grows slowly enough to be read
 
@@ -108,12 +108,12 @@ def bar(
     """Shows the progress of `stage` while the block runs and one summary line after it.
 
     Yields a `Bar`, called as ``advance(n)``; its `rate` and `elapsed` stay readable after the block. `total` None: no time left is shown.
-    Of several processes the leader shows its own part.
+    Of several processes the leader shows its own part; with --quiet none does.
     """
     stream = sys.stderr if stream is None else stream
     settings = {"unit": unit, "start": start, "clock": clock}
     with contextlib.ExitStack() as stack:
-        if not distributed.leads():
+        if not logbook.speaks():
             shown: Bar = _Silent(stage, total, **settings)
         elif stream.isatty():
             columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[status]}"))

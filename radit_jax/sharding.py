@@ -36,6 +36,13 @@ LM_RULES: Sequence[tuple[str, P]] = (
     (r"blocks/mlp/(gate|up)/bias", P(None, MODEL)),
     (r"blocks/mlp/down/kernel", P(None, MODEL, DATA)),
     (r"blocks/(attention/o|mlp/down)/bias", P()),
+    # models/lora.py: quantized kernels lie as kernels do, low-rank maps as the axis that they share with the kernel; the rank is whole.
+    (r"blocks/(attention/[qkv]|mlp/(gate|up))/kernel/(codes|scales)", P(None, DATA, MODEL)),
+    (r"blocks/(attention/o|mlp/down)/kernel/(codes|scales)", P(None, MODEL, DATA)),
+    (r"blocks/(attention/[qkv]|mlp/(gate|up))/lora_a", P(None, DATA)),
+    (r"blocks/(attention/[qkv]|mlp/(gate|up))/lora_b", P(None, None, MODEL)),
+    (r"blocks/(attention/o|mlp/down)/lora_a", P(None, MODEL)),
+    (r"blocks/(attention/o|mlp/down)/lora_b", P(None, None, DATA)),
     (r"blocks/.*(_norm)/scale", P()),
     (r"final_norm/scale", P()),
     (r"head/kernel", P(DATA, MODEL)),

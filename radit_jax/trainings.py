@@ -19,11 +19,19 @@ from radit_jax.data.tokenizer import load_tokenizer
 from radit_jax.errors import InputError
 from radit_jax.evaluation import tasks
 from radit_jax.inputs import listed
+from radit_jax.logbook import say
 from radit_jax.training import tune
 from radit_jax.types import Example
 
 if TYPE_CHECKING:
     from radit_jax.pipeline import Pipeline
+
+
+def both(pipeline: Pipeline) -> str:
+    """Trains both models where there is nothing to measure them with; returns their folders, a line each."""
+    retriever, lm = pipeline.tuned_retriever, pipeline.tuned_lm
+    say("no table, for there are no questions to measure with (test.source is empty): these are the tuned models")
+    return f"query encoder: {retriever.path}\nLM: {lm.path}"
 
 
 # -- LM-ft --------------------------------------------------------------------------------------------------------------------------------
@@ -59,7 +67,7 @@ def lm_ft(pipeline: Pipeline) -> Artifact:
 
     def write(folder: Path) -> dict[str, Any]:
         of_sets = {name: retrieval.of(of_set) for name, (_, of_set) in chosen.items()}
-        how = {"mesh": pipeline.mesh, "seed": config.seed, "develop": develop}
+        how = {"mesh": pipeline.mesh, "seed": config.seed, "loggers": listed(config.loggers), "develop": develop}
         return tune.lm(pipeline.trainable_lm(), pipeline.tokenizer, of_sets, texts, shares, folder, c, **how)
 
     return pipeline.stage("lm_ft", made_from, write)
@@ -111,12 +119,16 @@ def r_ft(pipeline: Pipeline) -> Artifact:
     """R-ft (Eq. 5): the query encoder alone, from the stored LM scores."""
     config, c = pipeline.config, pipeline.config.lsr_ft
     examples = [example for card, of_set in pipeline.train_sets.values() if card.in_r_ft for example in of_set]
-    if not examples:
-        raise InputError(f"train.source has no set for R-ft, only {', '.join(pipeline.train_sets)}")
+    if not examples and not c.completion_examples:
+        found = ", ".join(pipeline.train_sets)
+        raise InputError(f"train.source has no set for R-ft, only {found}, and lsr_ft.completion_examples is 0")
     if c.scorer not in SCORERS:
         raise InputError(f"lsr_ft.scorer is {c.scorer!r}, expected {' or '.join(SCORERS)}")
-    scored = {"train": pipeline.lm_scores("train", examples, SCORERS[c.scorer])}
-    if c.completion_share:
+    if examples:
+        scored = {"train": pipeline.lm_scores("train", examples, SCORERS[c.scorer])}
+    else:  # a corpus without questions
+        scored = {"train": pipeline.lm_scores("completion", completion_examples(pipeline), SCORERS[c.scorer])}
+    if examples and c.completion_share:
         scored["completion"] = pipeline.lm_scores("completion", completion_examples(pipeline), SCORERS[c.scorer])
     made_from = {
         "scores": {name: artifact.fingerprint for name, (artifact, _) in scored.items()},
@@ -139,13 +151,17 @@ def r_ft(pipeline: Pipeline) -> Artifact:
             max_query_tokens=config.retriever.max_query_tokens,
             mesh=pipeline.mesh,
             seed=config.seed,
+            loggers=listed(config.loggers),
         )
 
     return pipeline.stage("lsr_ft", made_from, write)
 
 
 def completion_examples(pipeline: Pipeline) -> list[Example]:
-    """Corpus completion for R-ft (paper section 2.4): passages drawn by the seed, each excluded from its own candidates."""
+    """Corpus completion for R-ft (paper section 2.4): passages drawn by the seed, each excluded from its own candidates.
+
+    All that are long enough where the corpus has fewer than lsr_ft.completion_examples; InputError where it has none.
+    """
     c, store = pipeline.config.lsr_ft, pipeline.store
     half = c.completion_tokens
     made: list[Example] = []
@@ -155,10 +171,14 @@ def completion_examples(pipeline: Pipeline) -> list[Example]:
             made.append(example)
         if len(made) == c.completion_examples:
             return made
-    short = f"only {len(made)} passages have {c.completion_min_tokens} tokens or more"
-    raise InputError(f"lsr_ft.completion_examples is {c.completion_examples}, but {short}")
+    found = f"{len(made)} of {len(store):,} passages have lsr_ft.completion_min_tokens = {c.completion_min_tokens} tokens or more"
+    if not made:
+        raise InputError(f"R-ft has nothing to complete: {found}")
+    say(f"lsr_ft: {found}; lsr_ft.completion_examples = {c.completion_examples:,} were asked for")
+    return made
 
 
 def _that_matter(c: ConfigDict) -> dict[str, Any]:
-    """The fields of a training config that change its result."""
-    return {key: value for key, value in c.to_dict().items() if key not in ("checkpoint_every", "log_every")}
+    """The fields of a training config that change its result. LoRA that is off is left out: trainings from before it are the same."""
+    fields = {key: value for key, value in c.to_dict().items() if key not in ("checkpoint_every", "log_every")}
+    return fields if fields.get("lora", {}).get("rank") else {key: value for key, value in fields.items() if key != "lora"}

@@ -86,6 +86,7 @@ class LmBatch:
     slots_BxP: jax.Array  # int32, index into T of the token before the output token
     labels_BxP: jax.Array  # int32, the output token
     weights_BxP: jax.Array  # float32, 1 on real slots
+    indices_N: jax.Array | None = None  # int32, of the real tokens where they are read in one line (unpad.Line)
 
 
 @_batch

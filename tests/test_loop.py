@@ -13,6 +13,7 @@ import tiny
 
 from radit_jax import checkpoint, logbook, preemption, sharding
 from radit_jax.checkpoint import Checkpoints, load_params, save_params
+from radit_jax.errors import InputError
 from radit_jax.training import loop, tune
 
 # A killed process writes no more; here the saves of a "killed" run would go on beside its successor. And sums on a GPU have no fixed order.
@@ -303,7 +304,13 @@ def test_a_resumed_logbook_drops_what_lies_past_the_checkpoint(tmp_path):
 
 
 def test_tensorboard_gets_what_the_logbook_gets(tmp_path):
-    book = logbook.Logbook(tmp_path, tensorboard=True)
+    book = logbook.Logbook(tmp_path, loggers=["tensorboard"])
     book.write(1, {"loss": 0.5})
     book.close()
     assert any((tmp_path / "tensorboard").iterdir())
+
+
+def test_a_logger_that_is_not_there_is_named():
+    logbook.check_loggers(["tensorboard"])
+    with pytest.raises(InputError, match="'tensorbord', expected some of tensorboard, wandb"):
+        logbook.check_loggers(["tensorbord"])

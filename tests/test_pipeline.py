@@ -11,6 +11,7 @@ from pathlib import Path
 import processes
 import pytest
 from processes import ROOT
+from test_page import Reader
 from torture import command, differences, export_models, results, torture
 
 SETTINGS = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
@@ -57,6 +58,15 @@ def undisturbed(models, tmp_path_factory) -> Path:
 def test_a_second_run_makes_nothing(models, undisturbed):
     _, stderr = finish(command(models, undisturbed))
     assert ": making" not in stderr and "both: already there" in stderr
+
+
+def test_it_ends_with_a_report_of_all_it_made(undisturbed):
+    read = Reader((undisturbed / "report.html").read_text())
+    made = {"systems", "ranks", "calibration", "training", "entropy", "stages", "questions", "config"}
+    assert made <= set(read.values("id")) and "the tuned LM is right from it" in read.text
+    for stage in ("passages", "vectors", "lm_scores-completion", "lsr_ft", "lm_ft", "row-both"):
+        assert stage in read.text
+    assert "MiB" in read.text
 
 
 def test_stopped_in_every_stage_it_ends_where_the_undisturbed_run_ends(models, undisturbed, tmp_path):

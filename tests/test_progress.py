@@ -6,7 +6,7 @@ import io
 
 import pytest
 
-from radit_jax import progress
+from radit_jax import logbook, progress
 
 
 class Clock:
@@ -76,3 +76,16 @@ def test_a_terminal_gets_a_bar_and_the_summary():
 @pytest.mark.parametrize(("seconds", "text"), [(4.24, "4.2 s"), (185, "3 min 05 s"), (7620, "2 h 07 min")])
 def test_durations(seconds, text):
     assert progress.duration(seconds) == text
+
+
+def test_quiet_says_nothing_and_counts_on(monkeypatch, capsys):
+    monkeypatch.setenv(logbook.QUIET, "1")
+    clock = Clock()
+    with progress.bar("embed", 100, unit="passages", clock=clock) as advance:
+        clock.now += 20
+        advance(50)
+    logbook.say("a stage begins")
+    assert capsys.readouterr().err == "" and advance.rate == 2.5
+    monkeypatch.delenv(logbook.QUIET)
+    logbook.say("a stage begins")
+    assert capsys.readouterr().err == "a stage begins\n"

@@ -139,7 +139,8 @@ def _lm_ft(pipeline: Pipeline, records: int, folder: Path) -> Work:
     source = batches.PassageInstances(
         members, [m.example for m in members], maker, passages=LM_FT_PASSAGES, output_slots=c.lm_ft.output_slots
     )
-    found = _whole_epoch(batches.lm_batches(source, rows=c.lm_ft.rows, accumulate=c.lm_ft.accumulate, seed=c.seed), len(source))
+    how = {"rows": c.lm_ft.rows, "accumulate": c.lm_ft.accumulate, "line": sharding.in_line(pipeline.mesh)}
+    found = _whole_epoch(batches.lm_batches(source, **how, seed=c.seed), len(source))
     _export_lm(pipeline, folder)
     place = loop.placer(pipeline.mesh, micro_axis=True, rows=c.lm_ft.rows)
     model = pipeline.trainable_lm()

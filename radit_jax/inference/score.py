@@ -80,7 +80,7 @@ class Scorer:
         return logp_N.astype(np.float32)
 
     def _batches(self, sequences: Sequence[np.ndarray]) -> Iterator[tuple[list[list[Tree]], int, int, int]]:
-        """(the trees of each row, rows of the call, tokens of a row, places of the line or 0), longest rows first: their buffers come first.
+        """(the trees of each row, rows of the call, tokens of a row, places of the line or 0), longest rows first, for memory's sake.
 
         A flash kernel skips what is between trees: its rows are filled. The reference does not: there a tree has a row for itself.
         """

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from radit_jax.models import flash
+from radit_jax.models import flash, lora
 from radit_jax.models.attention import FAR, Attention, Keys, Segments, Trees, attend, attend_within, distances
 from radit_jax.models.layers import (
     DOT,
@@ -150,12 +150,15 @@ class LM(nnx.Module):
         positions_BxT = jnp.broadcast_to(jnp.arange(tokens_BxT.shape[1])[None], tokens_BxT.shape)
         return self.logits(self.hidden(tokens_BxT, positions_BxT, jnp.ones_like(tokens_BxT)))
 
-    def hidden(self, tokens_BxT: jax.Array, positions_BxT: jax.Array, segment_ids_BxT: jax.Array) -> jax.Array:
+    def hidden(
+        self, tokens_BxT: jax.Array, positions_BxT: jax.Array, segment_ids_BxT: jax.Array, indices_N: jax.Array | None = None
+    ) -> jax.Array:
         """Hidden states (B, T, D) after the final norm.
 
         A token sees the tokens of its own segment at its own position or before. Segment 0 is padding: seen by none, finite.
+        `indices_N`: as in Segments.
         """
-        hidden, _, _ = self._forward(tokens_BxT, positions_BxT, Segments(segment_ids_BxT), None, collect=False)
+        hidden, _, _ = self._forward(tokens_BxT, positions_BxT, Segments(segment_ids_BxT, indices_N), None, collect=False)
         return hidden
 
     def read(self, tokens_BxT: jax.Array, positions_BxT: jax.Array, rows: Segments | Trees) -> jax.Array:
@@ -217,8 +220,8 @@ class LM(nnx.Module):
         graphdef, stacked = nnx.split(self.blocks)
         line = Line.of(rows.real_BxT, rows.indices_N)
 
-        # Reading into a cache has no gradient, so that the layers' slices can be taken of bits.
-        sliced, whole = (as_bits, from_bits) if collect else (lambda x: x, lambda x: x)
+        # Reading into a cache has no gradient, nor have frozen weights (those that learn are float32): slices can be taken of bits.
+        sliced, whole = (as_bits, from_bits) if collect or lora.is_adapted(self.blocks) else (lambda x: x, lambda x: x)
 
         def layer(x, inputs):
             params, window, k_BxGxSxh, v_BxGxSxh = inputs

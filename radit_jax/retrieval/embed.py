@@ -110,9 +110,9 @@ def embed_passages(
 
     Shards are whole or absent: a run that was killed goes on from those that are there, with any number of processes, which call this
     together. Process i of n embeds shards i, i + n, … on its own devices and hears of the others only at the end; the facts are the
-    leader's. `encode` is a jitted function (tokens_BxT, mask_BxT, indices_N) → vectors_BxE (encode.encoding), `dtype` is what is stored, `shard_size` the most rows of
-    a shard (default: `shard_rows`). Raises InputError on an unknown dtype, an empty store, more processes than passages, vectors that are
-    not finite, or shards in `folder` of another shape.
+    leader's. `encode` is a jitted function (tokens_BxT, mask_BxT, indices_N) → vectors_BxE (encode.encoding), `dtype` is what is stored,
+    `shard_size` the most rows of a shard (default: `shard_rows`). Raises InputError on an unknown dtype, an empty store, more processes
+    than passages, vectors that are not finite, or shards in `folder` of another shape.
     """
     if dtype not in DTYPES:
         raise InputError(f"dtype of the vectors is {dtype!r}, expected one of {', '.join(DTYPES)}")

@@ -136,12 +136,18 @@ class Batches:
 
 
 def lm_batches(
-    source: PassageInstances | MixedInstances, *, rows: int, accumulate: int, seed: int, here: np.ndarray | None = None
+    source: PassageInstances | MixedInstances,
+    *,
+    rows: int,
+    accumulate: int,
+    seed: int,
+    here: np.ndarray | None = None,
+    line: bool = False,
 ) -> Batches:
     """Endless packed batches for lm_step, leaves (accumulate, rows, …), with the instance numbers in each.
 
     Every process packs the same rows, since what fits a row hangs on all before it, and keeps those of its own devices (`here`, of `rows`;
-    None: all). So the iterator's state says nothing of how many processes there were.
+    None: all). So the iterator's state says nothing of how many processes there were. `line`: as in `lsr_batches`.
     """
     mixed = source if isinstance(source, MixedInstances) else MixedInstances({"train": source}, {"train": 1.0})
     parts = [grain.MapDataset.source(part) for part in mixed.parts]
@@ -153,7 +159,10 @@ def lm_batches(
     def finish(item: tuple[LmBatch, np.ndarray]) -> tuple[LmBatch, np.ndarray]:
         batch, numbers = item
         batch = jax.tree.map(lambda leaf: leaf.reshape(accumulate, rows, *leaf.shape[1:]), batch)
-        return batch if here is None else jax.tree.map(lambda leaf: leaf[:, here], batch), numbers
+        batch = batch if here is None else jax.tree.map(lambda leaf: leaf[:, here], batch)
+        if line:
+            batch = dataclasses.replace(batch, indices_N=real_indices(batch.segment_ids_BxT > 0, parts=8))
+        return batch, numbers
 
     return Batches(packed, finish)
 
@@ -259,5 +268,5 @@ def lsr_batch(item: Mapping[str, np.ndarray], line: bool = False) -> LsrBatch:
         target_lengths_B=item["target_length"],
         base_logits_BxK=item["base_logits"],
         weights_B=np.ones(len(item["lm_logp"]), np.float32),
-        query_indices_N=real_indices(item["query_mask"]) if line else None,
+        query_indices_N=real_indices(item["query_mask"], parts=8) if line else None,
     )

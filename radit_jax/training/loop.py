@@ -33,6 +33,7 @@ class LoopOptions:
     log_every: int = 10
     evaluate_every: int = 0  # 0: never inside training
     keep: int = 2  # checkpoints
+    loggers: tuple[str, ...] = ()  # beside metrics.jsonl (logbook.LOGGERS)
 
 
 def run(
@@ -62,7 +63,7 @@ def run(
         batches.set_state(data_state)
         say(f"{name}: going on from step {int(state.step)} of {options.steps}")
     done = int(state.step)
-    book = Logbook(folder, resumed_at=done)
+    book = Logbook(folder, resumed_at=done, loggers=options.loggers)
     meter = Meter(name, book, options, last_good=lambda: checkpoints.last_whole, describe=describe)
     due = evaluate is not None and options.evaluate_every > 0
     seen = distributed.from_leader(max((line["step"] for line in book.kept if "loss" not in line), default=0))  # the last evaluation

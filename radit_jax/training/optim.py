@@ -44,7 +44,7 @@ def schedule(options: OptimizerOptions, steps: int) -> optax.Schedule:
 
 
 def make_optimizer(options: OptimizerOptions, steps: int) -> optax.GradientTransformation:
-    """clip by global norm → AdamW on the schedule; decay acts on arrays named `kernel` or `embedding` alone."""
+    """clip by global norm → AdamW on the schedule; decay acts on matrices alone, by their names: kernel, embedding, lora_a, lora_b."""
     if options.moment_dtype not in ("float32", "bfloat16"):
         raise InputError(f"optimizer.moment_dtype is {options.moment_dtype!r}, expected float32 or bfloat16")
     return optax.chain(
@@ -63,5 +63,5 @@ def make_optimizer(options: OptimizerOptions, steps: int) -> optax.GradientTrans
 
 def _is_matrix(params: PyTree) -> PyTree:
     return jax.tree_util.tree_map_with_path(
-        lambda path, _: any(name in jax.tree_util.keystr(path) for name in ("kernel", "embedding")), params
+        lambda path, _: any(name in jax.tree_util.keystr(path) for name in ("kernel", "embedding", "lora_")), params
     )

@@ -5,7 +5,7 @@ Both are pure functions (graphdef, tx, state, batch) → (state, metrics).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -31,23 +31,33 @@ def init_state(params: PyTree, tx: optax.GradientTransformation) -> TrainState:
     return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=tx.init(params))
 
 
-def begin(step: Callable, graphdef: nnx.GraphDef, tx, params: PyTree, mesh: Mesh, rules, **static) -> tuple[TrainState, Step]:
-    """The state of step 0, born sharded over the mesh, and the compiled step. The parameters' buffers are taken over."""
+def begin(
+    step: Callable, graphdef: nnx.GraphDef, tx, params: PyTree, mesh: Mesh, rules, *, frozen: Sequence[PyTree] = (), **static
+) -> tuple[TrainState, Step]:
+    """The state of step 0, born sharded over the mesh, and the compiled step. The parameters' buffers are taken over.
+
+    `frozen` is what does not learn: read by every step, and no part of the state.
+    """
     abstract = jax.eval_shape(lambda params: init_state(params, tx), params)
     places = sharding.shardings(abstract, rules, mesh)
     state = jax.jit(lambda params: init_state(params, tx), out_shardings=places, donate_argnums=0)(params)
-    return state, compile_step(step, graphdef, tx, state, mesh, rules, **static)
+    frozen = jax.device_put(tuple(frozen), sharding.shardings(tuple(frozen), rules, mesh))
+    compiled = compile_step(step, graphdef, tx, state, mesh, rules, frozen=frozen, **static)
+    return state, (lambda state, batch: compiled(state, batch, *frozen)) if frozen else compiled
 
 
-def lm_step(graphdef: nnx.GraphDef, tx: optax.GradientTransformation, state: TrainState, batch: LmBatch) -> tuple[TrainState, Metrics]:
+def lm_step(
+    graphdef: nnx.GraphDef, tx: optax.GradientTransformation, state: TrainState, batch: LmBatch, *frozen: PyTree
+) -> tuple[TrainState, Metrics]:
     """One update of the LM on packed rows. batch leaves are (A, B, …): gradients of A micro-batches are summed before the update.
 
     The loss is Eq. 3 divided by the number of output tokens of all A micro-batches, so A changes memory and not the result.
+    `frozen` holds the parameters that are not in the state (models/lora.py): no gradients of them are made, and no moments kept.
     """
 
     def nll(params: PyTree, micro: LmBatch) -> jax.Array:
-        lm = nnx.merge(graphdef, params)
-        hidden_BxTxD = lm.hidden(micro.tokens_BxT, micro.positions_BxT, micro.segment_ids_BxT)
+        lm = nnx.merge(graphdef, params, *frozen)
+        hidden_BxTxD = lm.hidden(micro.tokens_BxT, micro.positions_BxT, micro.segment_ids_BxT, micro.indices_N)
         # Logits only where the next token is an output token: the head is a fifth of a small LM's arithmetic.
         hidden_BxPxD = jnp.take_along_axis(hidden_BxTxD, micro.slots_BxP[..., None], axis=1)
         return losses.blocked_nll(hidden_BxPxD, lm.vocabulary(), micro.labels_BxP, micro.weights_BxP)
@@ -102,25 +112,34 @@ def lsr_objective(queries_BxE: jax.Array, batch: LsrBatch, options: losses.LsrOp
 
 
 def compile_step(
-    step: Callable, graphdef: nnx.GraphDef, tx: optax.GradientTransformation, state: TrainState, mesh: Mesh, rules, **static
+    step: Callable,
+    graphdef: nnx.GraphDef,
+    tx: optax.GradientTransformation,
+    state: TrainState,
+    mesh: Mesh,
+    rules,
+    *,
+    frozen: Sequence[PyTree] = (),
+    **static,
 ) -> Step:
-    """The only training jit.
+    """The only training jit: a function of (state, batch, *frozen), of which `frozen` may be abstract here.
 
     In and out shardings: parameters and optimizer state by the rule table, batch rows over "data", metrics replicated. The state is donated
-    (its buffers become the next state's), the batch is not: it is small and the loop may still name it when a loss is not finite.
+    (its buffers become the next state's), the batch is not: it is small and the loop may still name it when a loss is not finite. What is
+    frozen is not either: every step reads it.
     Models know no mesh but the one in context: there they say that activations go by rows.
     """
     state_shardings = sharding.shardings(state, rules, mesh)
     # LmBatch leaves have the micro-batch axis first, LsrBatch leaves do not.
     rows = NamedSharding(mesh, P(None, sharding.DATA)) if step is lm_step else sharding.batch_sharding(mesh)
 
-    def on_mesh(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
+    def on_mesh(state: TrainState, batch: Any, *frozen: PyTree) -> tuple[TrainState, Metrics]:
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-            return step(graphdef, tx, state, batch, **static)
+            return step(graphdef, tx, state, batch, *frozen, **static)
 
     return jax.jit(
         on_mesh,
-        in_shardings=(state_shardings, rows),
+        in_shardings=(state_shardings, rows, *sharding.shardings(tuple(frozen), rules, mesh)),
         out_shardings=(state_shardings, sharding.replicated(mesh)),
         donate_argnums=0,
         compiler_options=TPU_OPTIONS if mesh.devices.flat[0].platform == "tpu" else None,

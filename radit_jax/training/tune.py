@@ -25,7 +25,7 @@ from radit_jax.errors import InputError
 from radit_jax.evaluation import metrics
 from radit_jax.inference.score import read_scores
 from radit_jax.logbook import say
-from radit_jax.models import flash
+from radit_jax.models import flash, lora
 from radit_jax.retrieval import embed, encode
 from radit_jax.retrieval.retrieve import Retrieval
 from radit_jax.retrieval.search import Searcher
@@ -52,9 +52,12 @@ def lm(
     *,
     mesh: Mesh,
     seed: int,
+    loggers: Sequence[str] = (),
     develop: Callable[[nnx.Module], dict[str, float]] | None = None,
 ) -> dict[str, Any]:
     """LM-ft (paper section 2.2, Eq. 3): trains all weights on packed rows and writes them to `folder`/params. Returns the facts.
+
+    Of an adapted LM (models/lora.py) the low-rank maps alone are trained and written.
 
     `sets` are the examples with their passages by set, `texts` plain text (mixture.TEXT among the `shares`). `develop` measures an LM on
     the development tasks, every `c.validate_every` steps: the parameters of the best "mean" are kept (SPEC section 3), else the last.
@@ -69,18 +72,21 @@ def lm(
         sources[mixture.TEXT] = batches.TextInstances(texts, maker, output_slots=c.output_slots)
     source = batches.MixedInstances(sources, shares)
     say(_mixture_table(source, {name: len(of_set) for name, of_set in fitting.items()}, c))
-    data = batches.lm_batches(source, rows=c.rows, accumulate=c.accumulate, seed=seed, here=sharding.rows_here(mesh, c.rows))
-    graphdef, params = nnx.split(model)
+    here, line = sharding.rows_here(mesh, c.rows), sharding.in_line(mesh)
+    data = batches.lm_batches(source, rows=c.rows, accumulate=c.accumulate, seed=seed, here=here, line=line)
+    graphdef, params, *frozen = lora.split(model)
     tx = make_optimizer(OptimizerOptions(**c.optimizer.to_dict()), c.steps)
-    state, step = steps.begin(steps.lm_step, graphdef, tx, params, mesh, sharding.LM_RULES)
+    state, step = steps.begin(steps.lm_step, graphdef, tx, params, mesh, sharding.LM_RULES, frozen=frozen)
     say(sharding.table(state))
+    if frozen:
+        say(f"lm_ft: {lora.summary(state.params, frozen)}")
     reads = (model.config.attention, model.config, c.row_length, mesh.shape[sharding.MODEL])
     if flash.choose(*reads) == flash.REFERENCE and (why := flash.obstacle(*reads)):
         say(f"lm_ft: attention without the flash kernel: {why}")
     best = Best(folder, by="mean") if develop else None
 
     def validate(params: PyTree, at: int) -> dict[str, float]:
-        found = develop(nnx.merge(graphdef, params))
+        found = develop(lora.merged(nnx.merge(graphdef, params, *frozen)))
         best.keep(found, params, at)
         return {f"dev_{key}": value for key, value in found.items()}
 
@@ -90,7 +96,7 @@ def lm(
         state,
         data,
         folder,
-        _loop_options(c, c.steps, evaluate_every=c.validate_every if develop else 0),
+        _loop_options(c, c.steps, loggers, evaluate_every=c.validate_every if develop else 0),
         place=loop.placer(mesh, micro_axis=True, rows=c.rows),
         evaluate=validate if develop else None,
         describe=source.describe,
@@ -116,6 +122,7 @@ def query_encoder(
     max_query_tokens: int,
     mesh: Mesh,
     seed: int,
+    loggers: Sequence[str] = (),
 ) -> dict[str, Any]:
     """R-ft (paper section 2.3, Eqs. 4 and 5): trains the query encoder from stored scores and writes the best of it to `folder`/params.
 
@@ -152,7 +159,7 @@ def query_encoder(
         state,
         data,
         folder,
-        _loop_options(c, total, evaluate_every=c.validate_every if held_out else 0),
+        _loop_options(c, total, loggers, evaluate_every=c.validate_every if held_out else 0),
         place=loop.placer(mesh, micro_axis=False, rows=c.batch),
         evaluate=validate,
         enough=lambda at: validate.best.is_past(at, c.patience, c.validate_every),
@@ -278,7 +285,7 @@ def _split(retrieval: Sequence[Retrieved], share: float, seed: int) -> tuple[lis
     """(held out, trained on): a random share of the questions that have answers to look for."""
     members = [member for member in retrieval if member.example.retrieve]
     order = np.random.default_rng(seed).permutation(len(members))
-    count = int(share * len(members))
+    count = int(share * sum(bool(member.example.answers) for member in members))  # completions have none
     if len(members) - count < 1:
         raise InputError(f"R-ft has no training questions ({len(members)} questions, {count} held out for validation)")
     return [members[i] for i in order[:count]], [members[i] for i in order[count:]]
@@ -289,5 +296,5 @@ def _lsr_source(members, scores, searcher: Searcher, tokenizer: Tokenizer, score
     return batches.LsrSource(members, scores, searcher.vectors, tokens, mask, score_scale)
 
 
-def _loop_options(c: ConfigDict, total: int, evaluate_every: int = 0) -> loop.LoopOptions:
-    return loop.LoopOptions(steps=total, checkpoint_every=c.checkpoint_every, log_every=c.log_every, evaluate_every=evaluate_every)
+def _loop_options(c: ConfigDict, total: int, loggers: Sequence[str], evaluate_every: int) -> loop.LoopOptions:
+    return loop.LoopOptions(total, c.checkpoint_every, c.log_every, evaluate_every, loggers=tuple(loggers))
