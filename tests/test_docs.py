@@ -15,7 +15,7 @@ PAGES = [ROOT / "README.md", *DOCS]
 RUN_BY_A_TEST = {"your_data.md": "test_your_data.py"}
 YOURS = ("my_docs", "train.jsonl", "test.jsonl")  # names of the reader's own
 NOT_RUN = "<!-- not run by a test"
-SOURCES = "\n".join(path.read_text() for path in sorted((ROOT / "radit_jax").rglob("*.py")))
+SOURCES = "\n".join(path.read_text() for folder in ("radit_jax", "docs") for path in sorted((ROOT / folder).rglob("*.py")))
 SHARED_FLAGS = (ROOT / "radit_jax" / "command.py").read_text()
 
 
