@@ -1,5 +1,9 @@
 """What a person can get wrong, as one exception type: the launch scripts print it as one line and exit 2."""
 
+from __future__ import annotations
+
+LONGEST = 1_500  # characters of a message: what it repeats (an id, a record, a name) may be as long as a file
+
 
 class InputError(ValueError):
     """Bad input from a person: a file, line, field, checkpoint or shape.
@@ -8,7 +12,10 @@ class InputError(ValueError):
     """
 
     def __init__(self, message: object):
-        super().__init__(" ".join(str(message).splitlines()))  # a name that it repeats may have several
+        line = " ".join(str(message).splitlines())  # a name that it repeats may have several
+        if len(line) > LONGEST:
+            line = f"{line[: LONGEST // 2]} … {line[-LONGEST // 3 :]}"
+        super().__init__(line)
 
 
 class TrainingDiverged(RuntimeError):
