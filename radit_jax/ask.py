@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from radit_jax.data.padding import bucket
 from radit_jax.data.prompts import TRAINING_PROMPTS, dialogue_turns, evaluation_example
 from radit_jax.data.questions import Question
 from radit_jax.data.records import BadRecord, BadRecords, json_lines, text_field
@@ -172,7 +171,7 @@ class Asker:
             made.append(ensemble.prompted(one.id, example(one).prompt, backgrounds, of.logw_K))
         longest = max(len(ids) for prompted in made for ids in prompted.prompts)
         rows = 1 << (len(made) - 1).bit_length()  # a power of two: few compiles
-        call = rows * len(made[0].prompts) * bucket(longest, smallest=32)
+        call = rows * len(made[0].prompts) * ensemble.width(longest)
         ensemble.batch_tokens = min(self.pipeline.config.evaluate.batch_tokens, call)
         return made
 

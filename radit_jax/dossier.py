@@ -27,7 +27,7 @@ from radit_jax.inference.ensemble import passage_logweights
 from radit_jax.inference.score import read_scores
 from radit_jax.inputs import listed
 from radit_jax.retrieval.retrieve import Retrieval
-from radit_jax.training import optim
+from radit_jax.training import optim, tune
 from radit_jax.types import Retrieved
 
 if TYPE_CHECKING:
@@ -124,16 +124,16 @@ def _rates(artifact: Artifact) -> list[tuple[int, float]]:
     """(step, learning rate) by the schedule of its options; none where the manifest is of another time and says less."""
     options, facts = artifact.manifest["made_from"]["options"], artifact.facts
     try:
-        total = options["steps"] if artifact.manifest["stage"] == "lm_ft" else _r_ft_steps(options, facts["questions"])
+        total = options["steps"] if artifact.manifest["stage"] == "lm_ft" else _lsr_steps(options, facts["questions"])
         schedule = optim.schedule(optim.OptimizerOptions(**options["optimizer"]), total)
         return list(enumerate(np.asarray(schedule(np.arange(facts["steps"])), np.float64).tolist(), 1))
     except (KeyError, TypeError):
         return []
 
 
-def _r_ft_steps(options: Mapping[str, Any], count: int) -> int:
+def _lsr_steps(options: Mapping[str, Any], count: int) -> int:
     """The steps that its schedule is made for; patience may have ended it before."""
-    return max(1, round(options["epochs"] * count / (1.0 - options["completion_share"]) / options["batch"]))
+    return tune.lsr_steps(options["epochs"], count, 1.0 - options["completion_share"], options["batch"])
 
 
 def _taught(pipeline: Pipeline, shelf: Shelf, r_ft: Artifact) -> dict[str, Any]:

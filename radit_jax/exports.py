@@ -7,10 +7,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from radit_jax import trainings
 from radit_jax.data.tokenizer import load_tokenizer
 from radit_jax.evaluation import report
 from radit_jax.pipeline import Pipeline
-from radit_jax.trainings import completion_examples
 from radit_jax.weights import card
 from radit_jax.weights.export import export_encoder, export_lm
 
@@ -57,14 +57,14 @@ def _card(pipeline: Pipeline, kind: str, lm_tuned: bool, retriever_tuned: bool, 
 
 def _data(pipeline: Pipeline, kind: str) -> dict[str, int]:
     """The sets of one training, by name, with their examples."""
-    c, sets = pipeline.config, pipeline.train_sets
+    c = pipeline.config
+    sets = (trainings.lm_ft_sets if kind == card.LM else trainings.r_ft_sets)(pipeline)
+    found = {name: len(examples) for name, (_, examples) in sets.items()}
     if kind == card.LM:
-        found = {name: len(examples) for name, (of, examples) in sets.items() if of.in_lm_ft or c.lm_ft.few_shot}
         plain = c.lm_ft.mixture.text_share and not c.lm_ft.mixture.text_source
         return found | ({"plain text of the corpus": len(pipeline.store)} if plain else {})
-    found = {name: len(examples) for name, (of, examples) in sets.items() if of.in_r_ft}
-    if c.lsr_ft.completion_share or not found:
-        found["completion of the corpus"] = len(completion_examples(pipeline))
+    if trainings.completes(pipeline):
+        found["completion of the corpus"] = len(trainings.completion_examples(pipeline))
     return found
 
 

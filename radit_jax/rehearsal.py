@@ -12,7 +12,7 @@ import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-from radit_jax import table
+from radit_jax import table, trainings
 from radit_jax.data import corpus
 from radit_jax.data.instances import InstanceMaker
 from radit_jax.data.tokenizer import load_tokenizer
@@ -115,8 +115,8 @@ def _costs(pipeline: Pipeline, sample: _Sample) -> Iterator[tuple[str, str, floa
     learnt = len(pipeline.train_examples)
     yield "retrieved-train", f"{learnt:,} questions, {k} passages each", learnt * QUESTION, 0, 0
     if c.goal != "lm_ft":
-        asked = sum(len(examples) for card, examples in pipeline.train_sets.values() if card.in_r_ft)
-        completed = c.lsr_ft.completion_examples if c.lsr_ft.completion_share or not asked else 0
+        asked = sum(len(examples) for _, examples in trainings.r_ft_sets(pipeline).values())
+        completed = c.lsr_ft.completion_examples if trainings.completes(pipeline) else 0
         for name, count, tokens in (("train", asked, prompt), ("completion", completed, of_lm + 2 * c.lsr_ft.completion_tokens)):
             if count:
                 yield f"lm_scores-{name}", f"{count * k:,} outputs scored", 0, count * k * tokens, 0

@@ -14,6 +14,7 @@ from radit_jax import distributed
 from radit_jax.artifacts import Artifact, digest
 from radit_jax.asking import Asking
 from radit_jax.data import corpus, mixture
+from radit_jax.data.card import Card
 from radit_jax.data.prompts import completion_example
 from radit_jax.data.tokenizer import load_tokenizer
 from radit_jax.errors import InputError
@@ -34,6 +35,22 @@ def both(pipeline: Pipeline) -> str:
     return f"query encoder: {retriever.path}\nLM: {lm.path}"
 
 
+def lm_ft_sets(pipeline: Pipeline) -> dict[str, tuple[Card, list[Example]]]:
+    """The sets that LM-ft learns from."""
+    few = pipeline.config.lm_ft.few_shot
+    return {name: (card, of_set) for name, (card, of_set) in pipeline.train_sets.items() if card.in_lm_ft or few}
+
+
+def r_ft_sets(pipeline: Pipeline) -> dict[str, tuple[Card, list[Example]]]:
+    """The sets whose questions R-ft learns from."""
+    return {name: (card, of_set) for name, (card, of_set) in pipeline.train_sets.items() if card.in_r_ft}
+
+
+def completes(pipeline: Pipeline) -> bool:
+    """Whether R-ft learns from corpus completion: beside questions, or for want of them."""
+    return bool(pipeline.config.lsr_ft.completion_share) or not r_ft_sets(pipeline)
+
+
 # -- LM-ft --------------------------------------------------------------------------------------------------------------------------------
 
 
@@ -42,7 +59,7 @@ def lm_ft(pipeline: Pipeline) -> Artifact:
     config, c = pipeline.config, pipeline.config.lm_ft
     if c.passages > config.retrieval.k:
         raise InputError(f"lm_ft.passages is {c.passages}, more than the {config.retrieval.k} that retrieval.k retrieves")
-    chosen = {name: (card, examples) for name, (card, examples) in pipeline.train_sets.items() if card.in_lm_ft or c.few_shot}
+    chosen = lm_ft_sets(pipeline)
     if not chosen:
         raise InputError(f"train.source has no set for LM-ft, only {', '.join(pipeline.train_sets)}")
     examples = [example for _, of_set in chosen.values() for example in of_set]
@@ -118,18 +135,15 @@ SCORERS = {"untuned": False, "tuned": True}  # lsr_ft.scorer: is its LM tuned?
 def r_ft(pipeline: Pipeline) -> Artifact:
     """R-ft (Eq. 5): the query encoder alone, from the stored LM scores."""
     config, c = pipeline.config, pipeline.config.lsr_ft
-    examples = [example for card, of_set in pipeline.train_sets.values() if card.in_r_ft for example in of_set]
+    examples = [example for _, of_set in r_ft_sets(pipeline).values() for example in of_set]
     if not examples and not c.completion_examples:
         found = ", ".join(pipeline.train_sets)
         raise InputError(f"train.source has no set for R-ft, only {found}, and lsr_ft.completion_examples is 0")
     if c.scorer not in SCORERS:
         raise InputError(f"lsr_ft.scorer is {c.scorer!r}, expected {' or '.join(SCORERS)}")
-    if examples:
-        scored = {"train": pipeline.lm_scores("train", examples, SCORERS[c.scorer])}
-    else:  # a corpus without questions
-        scored = {"train": pipeline.lm_scores("completion", completion_examples(pipeline), SCORERS[c.scorer])}
-    if examples and c.completion_share:
-        scored["completion"] = pipeline.lm_scores("completion", completion_examples(pipeline), SCORERS[c.scorer])
+    scored = {"train": pipeline.lm_scores("train", examples, SCORERS[c.scorer])} if examples else {}
+    if completes(pipeline):  # of a corpus without questions they are all there is to train on
+        scored["completion" if examples else "train"] = pipeline.lm_scores("completion", completion_examples(pipeline), SCORERS[c.scorer])
     made_from = {
         "scores": {name: artifact.fingerprint for name, (artifact, _) in scored.items()},
         "query_encoder": pipeline.inputs["retriever.query_encoder"],

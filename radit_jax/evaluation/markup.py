@@ -58,8 +58,3 @@ def interval(value: Mapping[str, Any] | None) -> Markup | str:
 
 def logp(value: float | None) -> str:
     return "–" if value is None else f"{value:.2f}".replace("-", "−")
-
-
-def duration(seconds: float) -> str:
-    hours, minutes = divmod(round(seconds) // 60, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {round(seconds) % 60} s" if minutes else f"{seconds:.1f} s"

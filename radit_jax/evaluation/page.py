@@ -24,9 +24,10 @@ from typing import Any
 from radit_jax.evaluation import charts, findings, report
 from radit_jax.evaluation.charts import Series, lines
 from radit_jax.evaluation.findings import AFTER, BEFORE
-from radit_jax.evaluation.markup import Markup, duration, element, interval, join, percent, table
+from radit_jax.evaluation.markup import Markup, element, interval, join, percent, table
 from radit_jax.evaluation.page_questions import PAIRS, questions
 from radit_jax.evaluation.style import STYLE
+from radit_jax.progress import duration
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"  # a browser fetches nothing and runs nothing, whatever a passage says
 Data = Mapping[str, Any]

@@ -132,7 +132,7 @@ class Ensemble:
         for rows, (tokens_BxKxT, lengths_BxK, logw_BxK) in self._batches(questions):
             listed = [choices[row] for row in rows] + [choices[rows[-1]]] * (len(tokens_BxKxT) - len(rows))
             with jax.set_mesh(self.mesh):
-                lengths_BxK, last_BxKxV, cache = self._prefill(tokens_BxKxT, lengths_BxK, 0)
+                lengths_BxK, last_BxKxV, cache = self.prefill(tokens_BxKxT, lengths_BxK, 0)
                 logp_BxKxC = self._candidates(listed, last_BxKxV, lengths_BxK, cache, ends)
             mixed_BxC = _mixed(logp_BxKxC, logw_BxK)
             for b, row in enumerate(rows):
@@ -187,7 +187,7 @@ class Ensemble:
 
     def _read(self, batch: _Batch) -> _Group:
         numbers, (tokens_BxKxT, lengths_BxK, logw_BxK) = batch
-        lengths_BxK, last_BxKxV, cache = self._prefill(tokens_BxKxT, lengths_BxK, self.max_new_tokens)
+        lengths_BxK, last_BxKxV, cache = self.prefill(tokens_BxKxT, lengths_BxK, self.max_new_tokens)
         real_B = sharding.put_rows(self.mesh, np.arange(len(logw_BxK)) < len(numbers))
         apart = isinstance(self._decoding_lm, ApartLM)
         begun = decode.begin(last_BxKxV, lengths_BxK, cache, self.stops_I, real_B, self.max_new_tokens, apart)
@@ -195,7 +195,7 @@ class Ensemble:
 
     def _answers(self, group: _Group) -> list[Answer]:
         """Each distinct answer of a question gets its probability by Eq. 2; the best is it."""
-        found = [self._distinct(ids_KxS) for ids_KxS in group.ids_BxKxS]
+        found = [self.distinct(ids_KxS) for ids_KxS in group.ids_BxKxS]
         heard = zip(found, group.own_BxK, group.logw_BxK)
         said = [_Said(list(texts.values()), own_ids, own_K, logw_K) for (texts, _, own_ids), own_K, logw_K in heard]
         # The likeliest answer alone, before the others: after it most others are out of the question.
@@ -216,13 +216,13 @@ class Ensemble:
 
     def _token_level(self, batches: Iterable[_Batch]) -> Iterator[tuple[list[int], list[Answer]]]:
         for numbers, (tokens_BxKxT, lengths_BxK, logw_BxK) in batches:
-            lengths_BxK, last_BxKxV, cache = self._prefill(tokens_BxKxT, lengths_BxK, self.max_new_tokens)
+            lengths_BxK, last_BxKxV, cache = self.prefill(tokens_BxKxT, lengths_BxK, self.max_new_tokens)
             of_passages = (last_BxKxV, lengths_BxK, cache, sharding.put_rows(self.mesh, logw_BxK))
             found = decode.decode_mixture(*self._decoder, *of_passages, self.stops_I, self.max_new_tokens)
             ids_BxS, logp_B = map(distributed.to_host, found)
-            yield numbers, [Answer(self._text(ids_S)[0], float(logp), (), ()) for ids_S, logp in zip(ids_BxS, logp_B)]
+            yield numbers, [Answer(self.said(ids_S)[0], float(logp), (), ()) for ids_S, logp in zip(ids_BxS, logp_B)]
 
-    def _prefill(self, tokens_BxKxT: np.ndarray, lengths_BxK: np.ndarray, new_tokens: int) -> tuple[jax.Array, jax.Array, KVCache]:
+    def prefill(self, tokens_BxKxT: np.ndarray, lengths_BxK: np.ndarray, new_tokens: int) -> tuple[jax.Array, jax.Array, KVCache]:
         """The lengths on the mesh, and what `prefill` returns."""
         indices_KxN = None
         if sharding.in_line(self.mesh):
@@ -233,15 +233,21 @@ class Ensemble:
         tokens_BxKxT, lengths_BxK = (sharding.put_rows(self.mesh, array) for array in (tokens_BxKxT, lengths_BxK))
         return lengths_BxK, *decode.prefill(self.graphdef, self.params, tokens_BxKxT, lengths_BxK, new_tokens, indices_KxN)
 
-    def _distinct(self, ids_KxS: np.ndarray) -> tuple[dict[str, list[int]], list[str], list[list[int]]]:
+    def width(self, longest: int) -> int:
+        """Tokens to which the prompts are padded of questions whose longest prompt has so many."""
+        width = bucket(longest, smallest=32)
+        return width if self.lm.config.attention == flash.REFERENCE else flash.whole_blocks(width)
+
+    def distinct(self, ids_KxS: np.ndarray) -> tuple[dict[str, list[int]], list[str], list[list[int]]]:
         """{text: ids} of the distinct answers in passage order, and the answer of each passage, its text and its ids."""
-        own = [self._text(ids_S) for ids_S in ids_KxS]
+        own = [self.said(ids_S) for ids_S in ids_KxS]
         texts: dict[str, list[int]] = {}
         for text, ids in own:
             texts.setdefault(text, ids)
         return texts, [text for text, _ in own], [ids for _, ids in own]
 
-    def _text(self, ids_S: np.ndarray) -> tuple[str, list[int]]:
+    def said(self, ids_S: Sequence[int] | np.ndarray) -> tuple[str, list[int]]:
+        """The answer that was decoded, up to the end of its line, and its ids; −1 among them is nothing."""
         ids = [int(i) for i in ids_S if i >= 0]
         return self.maker.tokenizer.decode(ids).split("\n")[0].strip(), ids
 
@@ -283,8 +289,7 @@ class Ensemble:
         order = sorted(range(len(questions)), key=lambda i: -longest[i])
         start = 0
         while start < len(order):
-            width = bucket(longest[order[start]], smallest=32)
-            width = width if self.lm.config.attention == flash.REFERENCE else flash.whole_blocks(width)
+            width = self.width(longest[order[start]])
             size = sharding.whole_rows(self.mesh, self.batch_tokens // (width * len(questions[order[start]].prompts)))
             rows = order[start : start + size]
             chosen = [questions[row] for row in rows]

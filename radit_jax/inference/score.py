@@ -91,16 +91,16 @@ class Scorer:
             rows = [[tree] for tree in sorted(grown, key=lambda tree: -tree.size)]
         else:
             rows = trees.pack(trees.grow(sequences, share=False), packed)
+        sizes = [sum(tree.size for tree in row) for row in rows]
         while rows:
             length = bucket(rows[0][0].size, parts=8) if self.share else packed
-            sizes = [sum(tree.size for tree in row) for row in rows]
             if sharding.in_line(self.mesh):
                 taken, size, line = line_of_call(sizes, line_rows(int(ALIKE * length), self.batch_tokens), self.batch_tokens)
             else:
                 taken = size = sharding.whole_rows(self.mesh, rows_of_call(sizes, length, self.batch_tokens // length, self.platform))
                 line = 0
             yield rows[:taken], size, length, line
-            rows = rows[taken:]
+            rows, sizes = rows[taken:], sizes[taken:]
 
     def _score(self, forest: Forest, line: int, instances: Sequence[Instance], members: Sequence[int], logp_N: np.ndarray) -> None:
         """Adds the scores of the members, who stand in the rows of one call, read in one line of so many places, if any."""

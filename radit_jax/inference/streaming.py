@@ -7,7 +7,7 @@ The answers are the same. On one device only: `possible` says whether that is so
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -15,10 +15,9 @@ import numpy as np
 from flax import nnx
 
 from radit_jax import sharding
-from radit_jax.data.padding import bucket, pad_rows
+from radit_jax.data.padding import pad_rows
 from radit_jax.inference import decode
 from radit_jax.inference.ensemble import Answer, Ensemble, Prompted
-from radit_jax.models import flash
 
 
 def possible(ensemble: Ensemble) -> bool:
@@ -42,13 +41,13 @@ def by_token(ensemble: Ensemble, question: Prompted, heard: Callable[[str, float
             mixed_V, cache = _next(ensemble.graphdef, ensemble.params, jnp.full_like(lengths_1xK, token), places_1xK, cache, logw_K)
             mixed_V = np.asarray(mixed_V)
             ids.append(token)
-            heard(_text(ensemble, ids), logp)
+            heard(ensemble.said(ids)[0], logp)
         lengths_1xK, last_1xKxV, cache = read
         sizes = (ensemble.stops_I, ensemble.max_new_tokens)
         ids_1xKxS, own_1xK = decode.decode_each(ensemble.graphdef, ensemble.params, last_1xKxV, lengths_1xK, cache, *sizes)
-    own = tuple(_text(ensemble, ids_S) for ids_S in np.asarray(ids_1xKxS)[0])
+    own = tuple(ensemble.said(ids_S)[0] for ids_S in np.asarray(ids_1xKxS)[0])
     end = float(np.logaddexp.reduce(mixed_V[stops_I]))
-    return Answer(_text(ensemble, ids), logp + end, own, tuple(map(float, np.asarray(own_1xK)[0])))
+    return Answer(ensemble.said(ids)[0], logp + end, own, tuple(map(float, np.asarray(own_1xK)[0])))
 
 
 def by_passage(ensemble: Ensemble, question: Prompted, heard: Callable[[int, str, float], None]) -> Answer:
@@ -56,33 +55,29 @@ def by_passage(ensemble: Ensemble, question: Prompted, heard: Callable[[int, str
 
     The prompts are read twice: once to decode them, once to weigh the answers.
     """
-    K, said = len(question.prompts), {}
+    told: set[int] = set()
     with jax.set_mesh(ensemble.mesh):
         lengths_1xK, last_1xKxV, cache = _read(ensemble, question)
         real_1 = sharding.put_rows(ensemble.mesh, np.ones(1, bool))
         rows = decode.begin(last_1xKxV, lengths_1xK, cache, ensemble.stops_I, real_1, ensemble.max_new_tokens, False)
-        while len(said) < K:
+        while True:
             ended_K, ids_KxS, logp_K = (np.asarray(part[0]) for part in (rows.done_BxR, rows.ids_BxRxS, rows.logp_BxR))
-            for k in map(int, np.flatnonzero(ended_K)):
-                if k not in said:
-                    said[k] = (_text(ensemble, ids_KxS[k]), [int(i) for i in ids_KxS[k] if i >= 0], float(logp_K[k]))
-                    heard(k, said[k][0], said[k][2])
+            for k in sorted(set(map(int, np.flatnonzero(ended_K))) - told):
+                told.add(k)
+                heard(k, ensemble.said(ids_KxS[k])[0], float(logp_K[k]))
+            if ended_K.all():
+                break
             rows = decode.go(ensemble.graphdef, ensemble.params, rows, ensemble.stops_I, 1)
-    texts, all_ids, logprobs = zip(*(said[k] for k in range(K)))
-    distinct: dict[str, list[int]] = {}
-    for text, ids in zip(texts, all_ids):
-        distinct.setdefault(text, ids)
+    distinct, own, _ = ensemble.distinct(ids_KxS)
     logp_C = ensemble.choose([question], [list(distinct.values())], ends=True)[0]
     best = int(np.argmax(logp_C))
-    return Answer(list(distinct)[best], float(logp_C[best]), texts, logprobs)
+    return Answer(list(distinct)[best], float(logp_C[best]), tuple(own), tuple(map(float, logp_K)))
 
 
 def _read(ensemble: Ensemble, question: Prompted) -> tuple[jax.Array, jax.Array, decode.KVCache]:
     """lengths_1xK, log-probs of the next token (1, K, V), and the cache with room for the answer."""
-    width = bucket(max(map(len, question.prompts)), smallest=32)
-    width = width if ensemble.lm.config.attention == flash.REFERENCE else flash.whole_blocks(width)
-    tokens_1xKxT, lengths_1xK = (sharding.put_rows(ensemble.mesh, part[None]) for part in pad_rows(question.prompts, width))
-    return lengths_1xK, *decode.prefill(ensemble.graphdef, ensemble.params, tokens_1xKxT, lengths_1xK, ensemble.max_new_tokens)
+    width = ensemble.width(max(map(len, question.prompts)))
+    return ensemble.prefill(*(part[None] for part in pad_rows(question.prompts, width)), ensemble.max_new_tokens)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -91,8 +86,3 @@ def _next(graphdef: nnx.GraphDef, params, token_1xK, places_1xK, cache, logw_K):
     step = jax.vmap(nnx.merge(graphdef, params).decode_step, in_axes=(1, 1, decode.CACHE_K), out_axes=(1, decode.CACHE_K))
     logits_1xKxV, cache = step(token_1xK, places_1xK, cache)
     return decode.mix_logprobs(jax.nn.log_softmax(logits_1xKxV[0]), logw_K), cache
-
-
-def _text(ensemble: Ensemble, ids: Sequence[int]) -> str:
-    """As the ensemble reads an answer: up to the end of its line, ids of −1 left out."""
-    return ensemble.maker.tokenizer.decode([int(i) for i in ids if i >= 0]).split("\n")[0].strip()

@@ -137,8 +137,7 @@ def query_encoder(
         for name, chosen in members.items()
     }
     shares = {"train": 1.0} if len(sources) == 1 else {"train": 1.0 - c.completion_share, "completion": c.completion_share}
-    # An epoch is one pass over the questions; the mixture draws the completions beside them.
-    total = max(1, round(c.epochs * len(members["train"]) / shares["train"] / c.batch))
+    total = lsr_steps(c.epochs, len(members["train"]), shares["train"], c.batch)
     for name, chosen in members.items():
         epochs = total * c.batch * shares[name] / len(chosen)
         say(f"lsr_ft: {name}: {len(chosen):,} examples, share {shares[name]:.4f}, {epochs:.2f} epochs")
@@ -236,6 +235,11 @@ class Best:
         if distributed.leads() and (self.folder / BEST).exists():  # a run killed after this line has renamed it already
             (self.folder / BEST).replace(self.folder / PARAMS)
         return {f"best_{key}": value for key, value in self.found.items()}
+
+
+def lsr_steps(epochs: float, questions: int, share: float, batch: int) -> int:
+    """Steps of R-ft. An epoch is one pass over the questions, which have this share of the mixture: completions are drawn beside them."""
+    return max(1, round(epochs * questions / share / batch))
 
 
 class _Validation:
