@@ -47,7 +47,8 @@ def base() -> ConfigDict:
     c.retriever.index_parts = 0  # ScaNN indexes side by side; 0: one a process, none above 4 million vectors
 
     c.corpus = ConfigDict()
-    c.corpus.source = "invented:passages=1500,seed=0"  # jsonl(.gz), a folder of .txt/.md/.html/.pdf, invented:passages=N,seed=S
+    # jsonl(.gz), a folder of .txt/.md/.html/.pdf, invented:passages=N,seed=S, or contexts:SET (the texts that a set's questions are about)
+    c.corpus.source = "invented:passages=1500,seed=0"
     c.corpus.max_words = 60  # of one passage; the paper splits Wikipedia at 200 and CommonCrawl at 100
     c.corpus.max_bad_records = 0  # records that may be skipped before the run stops
 
@@ -89,6 +90,7 @@ def base() -> ConfigDict:
 
     c.lsr_ft = ConfigDict()
     c.lsr_ft.scorer = "untuned"  # untuned (paper: the pretrained LM) | tuned (the LM of LM-ft): whose probabilities the target is made of
+    c.lsr_ft.encoders = "query"  # query (paper: the index stays) | both (its ablation: the corpus is embedded anew after R-ft)
     c.lsr_ft.score = "prob"  # prob (Eq. 4 as printed) | logprob | mean_logprob (per token)
     c.lsr_ft.tau = 0.01  # paper: 0.01
     c.lsr_ft.direction = "retriever_first"  # KL(p_R || p_LSR), Eq. 5 | target_first
@@ -188,6 +190,18 @@ def nq_wiki(c: ConfigDict) -> ConfigDict:
     c.lm_ft.optimizer = optimizer(peak_lr=1e-4, final_lr=1e-6, warmup_steps=20)
     c.evaluate.k = 5
     return posterior(c)
+
+
+def pubmed_qa(c: ConfigDict) -> ConfigDict:
+    """PubMedQA's 1,000 labelled questions (yes, no, maybe) over the abstracts they are about: the recipe of nq_wiki, unchanged."""
+    file = f"pubmed_qa:{data_root() / 'raw' / 'pubmedqa_labelled.json.gz'}"
+    nq_wiki(c)
+    c.workdir = "runs/pubmed_qa"
+    c.corpus.source = f"contexts:{file}"
+    c.corpus.max_words = 60
+    c.train.source = f"{file}[500:]"
+    c.test.source = f"{file}[:500]"
+    return c
 
 
 def multi_task(c: ConfigDict) -> ConfigDict:
@@ -302,7 +316,7 @@ def dragon_plus(c: ConfigDict) -> ConfigDict:
     return c
 
 
-_VARIANTS = (invented, own, nq_wiki, multi_task, few_shot, llama_7b, llama_13b, llama_65b, dragon_plus)
+_VARIANTS = (invented, own, nq_wiki, pubmed_qa, multi_task, few_shot, llama_7b, llama_13b, llama_65b, dragon_plus)
 VARIANTS = {variant.__name__: variant for variant in _VARIANTS}
 
 

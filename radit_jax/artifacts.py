@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -64,24 +65,45 @@ def make(workdir: Path, stage: str, made_from: Mapping[str, Any], write: Callabl
     """Returns the artifact of `stage` for these inputs, made by `write(folder)` unless it is there already.
 
     `write` may find in `folder` what an interrupted run left and go on from it; it returns the facts for the manifest.
-    All processes call this together and write into one folder; the facts are the leader's.
+    All processes call this together and write into one folder; the facts are the leader's. Of several runs in one workdir (the seeds of a
+    sweep, side by side) one makes an artifact, and the others wait for it.
     """
     key = fingerprint(made_from)
     path = Path(workdir) / f"{stage}-{key}"
     if distributed.from_leader((path / MANIFEST).exists()):
         return dataclasses.replace(load(path), reused=True)
     partial = path.with_name(path.name + ".partial")
-    if distributed.leads():
-        partial.mkdir(parents=True, exist_ok=True)
-    distributed.meet(f"{path.name} begins")
-    facts = dict(write(partial) or {})
-    distributed.meet(f"{path.name} is written")
-    if distributed.leads():
-        manifest = {"stage": stage, "fingerprint": key, "made_from": dict(made_from), "facts": facts}
-        write_json(partial / MANIFEST, manifest)
-        os.replace(partial, path)
+    with _alone(partial) if distributed.leads() else contextlib.nullcontext():
+        if distributed.from_leader((path / MANIFEST).exists()):  # another run's, while this one waited
+            return dataclasses.replace(load(path), reused=True)
+        distributed.meet(f"{path.name} begins")
+        facts = dict(write(partial) or {})
+        distributed.meet(f"{path.name} is written")
+        if distributed.leads():
+            manifest = {"stage": stage, "fingerprint": key, "made_from": dict(made_from), "facts": facts}
+            write_json(partial / MANIFEST, manifest)
+            os.replace(partial, path)
     distributed.meet(f"{path.name} is whole")
     return load(path)
+
+
+@contextlib.contextmanager
+def _alone(partial: Path) -> Iterator[None]:
+    """Makes the folder and holds it against other runs: until it is whole, or this process ends in whatever way."""
+    while True:
+        partial.mkdir(parents=True, exist_ok=True)
+        held = os.open(partial, os.O_RDONLY)
+        with contextlib.suppress(OSError):  # a file system without locks: as many runs as there may be, one by one
+            fcntl.flock(held, fcntl.LOCK_EX)
+        if partial.with_suffix("").exists() or (partial.exists() and os.path.samestat(os.fstat(held), os.stat(partial))):
+            break
+        os.close(held)  # of a folder that was taken away meanwhile
+    try:
+        yield
+    finally:
+        os.close(held)
+        with contextlib.suppress(OSError):
+            partial.rmdir()  # that another run made whole: an empty one, made anew a moment too late
 
 
 def load(path: Path) -> Artifact:
@@ -116,8 +138,8 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Writes a text file so that it is whole or absent."""
-    _replace(path, lambda temporary: temporary.write_text(text))
+    """Writes a text file so that it is whole or absent, also where several runs in one workdir write it."""
+    _replace(path, lambda temporary: temporary.write_text(text), suffix=f".{os.getpid()}.tmp")
 
 
 def save_array(path: Path, array: np.ndarray) -> None:
@@ -145,8 +167,8 @@ def writing(path: Path) -> Iterator[None]:
         raise OSError(code, f"cannot be written: {os.strerror(code)}", str(path)) from error
 
 
-def _replace(path: Path, write: Callable[[Path], Any]) -> None:
-    temporary = Path(path).with_name(Path(path).name + ".tmp")
+def _replace(path: Path, write: Callable[[Path], Any], suffix: str = ".tmp") -> None:
+    temporary = Path(path).with_name(Path(path).name + suffix)
     try:
         with writing(path):
             write(temporary)

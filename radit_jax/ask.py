@@ -110,7 +110,7 @@ class Asker:
             self._ensemble(lm_tuned)
             if retriever_tuned is not None:
                 self._embed(retriever_tuned)
-        self.pipeline.searcher  # noqa: B018
+            self.pipeline.searcher_of(bool(retriever_tuned))
 
     def ask(self, asked: Question, *, untuned: bool = False, level: str = "sequence", heard: Heard | None = None) -> dict[str, Any]:
         """{"question", "answer", "logprob", "passages"} by the best that the workdir holds (said on stderr), best passage first.
@@ -145,7 +145,7 @@ class Asker:
             return [CLOSED] * len(asked)
         c = self.pipeline.config
         queries_BxE = self._embed(retriever_tuned)([self._query(one) for one in asked])
-        rows_BxK, scores_BxK = self.pipeline.searcher.search(queries_BxE, c.evaluate.k)
+        rows_BxK, scores_BxK = self.pipeline.searcher_of(retriever_tuned).search(queries_BxE, c.evaluate.k)
         return [
             Found(tuple(self.pipeline.store.read(rows_K)), scores_K, passage_logweights(scores_K, c.retriever.score_scale))
             for rows_K, scores_K in zip(rows_BxK, scores_BxK)

@@ -124,16 +124,18 @@ def _rates(artifact: Artifact) -> list[tuple[int, float]]:
     """(step, learning rate) by the schedule of its options; none where the manifest is of another time and says less."""
     options, facts = artifact.manifest["made_from"]["options"], artifact.facts
     try:
-        total = options["steps"] if artifact.manifest["stage"] == "lm_ft" else _lsr_steps(options, facts["questions"])
+        total = options["steps"] if artifact.manifest["stage"] == "lm_ft" else _lsr_steps(options, facts)
         schedule = optim.schedule(optim.OptimizerOptions(**options["optimizer"]), total)
         return list(enumerate(np.asarray(schedule(np.arange(facts["steps"])), np.float64).tolist(), 1))
     except (KeyError, TypeError):
         return []
 
 
-def _lsr_steps(options: Mapping[str, Any], count: int) -> int:
+def _lsr_steps(options: Mapping[str, Any], facts: Mapping[str, Any]) -> int:
     """The steps that its schedule is made for; patience may have ended it before."""
-    return tune.lsr_steps(options["epochs"], count, 1.0 - options["completion_share"], options["batch"])
+    if "planned_steps" in facts:
+        return facts["planned_steps"]
+    return tune.lsr_steps(options["epochs"], facts["questions"], 1.0 - options["completion_share"], options["batch"])
 
 
 def _taught(pipeline: Pipeline, shelf: Shelf, r_ft: Artifact) -> dict[str, Any]:

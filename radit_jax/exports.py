@@ -31,7 +31,7 @@ def export(pipeline: Pipeline, folder: Path, dtype: str) -> str:
     export_lm(lm, pipeline.tokenizer, folder / card.LM, dtype=dtype, readme=cards[card.LM])
     for kind, encoder, checkpoint in (
         (card.QUERY_ENCODER, pipeline.query_encoder(retriever_tuned), retriever.query_encoder),
-        (card.DOCUMENT_ENCODER, pipeline.document_encoder(), retriever.document_encoder),
+        (card.DOCUMENT_ENCODER, pipeline.document_encoder(retriever_tuned), retriever.document_encoder),
     ):
         export_encoder(encoder, load_tokenizer(checkpoint), folder / kind, readme=cards[kind])
     return f"{folder}: {'tuned' if lm_tuned else 'untuned'} LM, {'tuned' if retriever_tuned else 'untuned'} query encoder, document encoder"
@@ -39,8 +39,9 @@ def export(pipeline: Pipeline, folder: Path, dtype: str) -> str:
 
 def _card(pipeline: Pipeline, kind: str, lm_tuned: bool, retriever_tuned: bool, dtype: str) -> card.Card:
     c = pipeline.config
+    both = c.lsr_ft.encoders == trainings.BOTH
     bases = {card.LM: c.lm.checkpoint, card.QUERY_ENCODER: c.retriever.query_encoder, card.DOCUMENT_ENCODER: c.retriever.document_encoder}
-    tuned = {card.LM: lm_tuned, card.QUERY_ENCODER: retriever_tuned, card.DOCUMENT_ENCODER: False}[kind]
+    tuned = {card.LM: lm_tuned, card.QUERY_ENCODER: retriever_tuned, card.DOCUMENT_ENCODER: both and retriever_tuned}[kind]
     return card.Card(
         kind=kind,
         base=_short(bases[kind]) if Path(bases[kind]).exists() else bases[kind],  # OWNER/NAME may be a folder here

@@ -22,10 +22,12 @@ from radit_jax.data.sets.own import own
 from radit_jax.data.sources import HUB, TFDS
 from radit_jax.errors import InputError
 from radit_jax.paths import named
+from radit_jax.types import Passage
 from radit_jax.weights.encoder import check_pair
 from radit_jax.weights.hf import read_json, resolve
 
 INVENTED = "invented"
+CONTEXTS = "contexts:"  # contexts:SET is the corpus of the texts that a set's questions are asked about
 INPUTS_FILE, CONFIG_FILE = "inputs.json", "config.json"
 
 
@@ -113,12 +115,34 @@ def sets(config: ConfigDict, part: str) -> list[tuple[Card, list[Question]]]:
         card = training_sets.card_for(source)
         how = {"split": card.split_of(c.split), "limit": c.limit or None, "max_bad_records": config.corpus.max_bad_records}
         found.append((card, load(card, **how)))
+        if config.corpus.source.startswith(CONTEXTS) and card.name == training_sets.card_for(_of_contexts(config.corpus.source)).name:
+            found.append(_open_book(*found.pop()))
     if len(found) == 1:
         return found
     if twice := [name for name, count in collections.Counter(card.name for card, _ in found).items() if count > 1]:
         raise InputError(f"{part}.source names {twice[0]} twice")
     named = ((card, [dataclasses.replace(q, id=f"{card.name}/{q.id}") for q in questions]) for card, questions in found)
     return list(named)
+
+
+def contexts(config: ConfigDict) -> list[Passage]:
+    """The corpus `contexts:SET`: a document for every question of the set, with the question's id. InputError if it has no texts."""
+    card = training_sets.card_for(_of_contexts(config.corpus.source))
+    questions = training_sets.load_questions(card, split=card.split_of(""), max_bad_records=config.corpus.max_bad_records)
+    found = [Passage(question.id, "", question.context) for question in questions if question.context]
+    if not found:
+        raise InputError(f"{config.corpus.source}: the questions of {card.name} have no texts that they are asked about")
+    return found
+
+
+def _open_book(card: Card, questions: list[Question]) -> tuple[Card, list[Question]]:
+    """The questions without their texts, which are in the corpus now, and are to be found there."""
+    asked = [dataclasses.replace(question, context=None, gold_id=question.id) for question in questions]
+    return dataclasses.replace(card, retrieval="passages"), asked
+
+
+def _of_contexts(corpus_source: str) -> str:
+    return corpus_source.removeprefix(CONTEXTS)
 
 
 def listed(source: str) -> list[str]:
@@ -176,6 +200,8 @@ def _set_identity(source: str) -> str:
 def _corpus_identity(source: str) -> str:
     if not source:
         raise InputError("corpus.source is empty, expected --config.corpus.source=FOLDER (or a jsonl file)")
+    if source.startswith(CONTEXTS):
+        return CONTEXTS + _set_identity(_of_contexts(source))
     return source if is_invented(source) else _file_identity(source)
 
 

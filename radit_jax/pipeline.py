@@ -36,6 +36,7 @@ from radit_jax.inference.ensemble import Ensemble
 from radit_jax.inference.score import Scorer, score_retrieval
 from radit_jax.logbook import say
 from radit_jax.models import flash, lora
+from radit_jax.models.encoder import DualEncoder
 from radit_jax.models.lora import LoraOptions
 from radit_jax.retrieval import embed, retrieve, scann, search
 from radit_jax.retrieval.encode import encoding
@@ -83,6 +84,7 @@ class Pipeline:
             )
         self.seconds: dict[str, float] = {}
         self._loaded: tuple[bool, nnx.Module] | None = None
+        self._searchers: dict[bool, search.Searcher] = {}  # tuned vectors? →
         self.inputs = inputs.claim(config, self.workdir, keep=not dry)
 
     def check_trainings(self) -> None:
@@ -108,26 +110,29 @@ class Pipeline:
     def documents(self) -> Iterable[Passage]:
         """The corpus as it is given, before it is split into passages."""
         c = self.config.corpus
+        if c.source.startswith(inputs.CONTEXTS):
+            return inputs.contexts(self.config)
         return inputs.invented(c.source).corpus() if inputs.is_invented(c.source) else corpus.documents(c.source, c.max_bad_records)
 
     @functools.cached_property
     def store(self) -> corpus.PassageStore:
         return corpus.PassageStore(self.passages.path)
 
-    @functools.cached_property
+    @property
     def vectors(self) -> Vectors:
-        return open_vectors(self._vectors_artifact.path, len(self.store))
+        return open_vectors(self._vectors_artifact().path, len(self.store))
 
-    @functools.cached_property
-    def _vectors_artifact(self) -> Artifact:
+    def _vectors_artifact(self, tuned: bool = False) -> Artifact:
         c = self.config.retriever
-        made_from = {"passages": self.passages.fingerprint, "encoder": self.inputs["retriever.document_encoder"]}
+        tuned = self._tunes_documents(tuned)
+        encoder = self.tuned_retriever.fingerprint if tuned else self.inputs["retriever.document_encoder"]
+        made_from = {"passages": self.passages.fingerprint, "encoder": encoder}
         made_from |= {key: c[key] for key in ("pooling", "normalize", "dtype", "vector_dtype", "max_passage_tokens")}
 
         def write(folder: Path) -> dict[str, Any]:
             mesh = sharding.local_mesh(self.mesh)
             return embed.embed_passages(
-                encoding(self._load_encoder(c.document_encoder, c.dtype, mesh), mesh),
+                encoding(self.document_encoder(tuned, c.dtype, mesh), mesh),
                 load_tokenizer(c.document_encoder),
                 self.store,
                 folder,
@@ -137,19 +142,35 @@ class Pipeline:
                 min_rows=mesh.size,
             )
 
-        return self.stage("vectors", made_from, write)
+        return self.stage("vectors" + "-tuned" * tuned, made_from, write)
 
-    @functools.cached_property
+    def _tunes_documents(self, tuned: bool) -> bool:
+        """Whether the tuned retriever (tuned: is it asked for?) has vectors of its own: in the paper it has not."""
+        return tuned and self.config.lsr_ft.encoders == trainings.BOTH
+
+    @property
     def searcher(self) -> search.Searcher:
+        return self.searcher_of(tuned=False)
+
+    def searcher_of(self, tuned: bool) -> search.Searcher:
+        """The index of the untuned or the tuned retriever: the same, unless R-ft tunes both encoders."""
+        tuned = self._tunes_documents(tuned)
+        if tuned not in self._searchers:
+            self._searchers[tuned] = self._open_searcher(tuned)
+        return self._searchers[tuned]
+
+    def _open_searcher(self, tuned: bool) -> search.Searcher:
+        artifact = self._vectors_artifact(tuned)
+        vectors = open_vectors(artifact.path, len(self.store))
         c = self.config.retriever
         kind = c.index
         if kind == "auto":
             kind = "scann" if len(self.store) >= SCANN_FROM else "exact"
         if kind != "scann":
-            return search.make_searcher(kind, self.vectors, mesh=self.mesh, recall=c.approx_recall)
-        made_from = {"vectors": self._vectors_artifact.fingerprint, "parts": c.index_parts}
-        index = self.stage("index", made_from, lambda folder: scann.build_index(folder, self.vectors, parts=c.index_parts))
-        return scann.ScannSearcher.load(index.path, self.vectors)
+            return search.make_searcher(kind, vectors, mesh=self.mesh, recall=c.approx_recall)
+        made_from = {"vectors": artifact.fingerprint, "parts": c.index_parts}
+        index = self.stage("index" + "-tuned" * tuned, made_from, lambda folder: scann.build_index(folder, vectors, parts=c.index_parts))
+        return scann.ScannSearcher.load(index.path, vectors)
 
     # -- questions → examples → passages --------------------------------------------------------------------------------------------------
 
@@ -172,7 +193,7 @@ class Pipeline:
     def retrieved(self, name: str, examples: Sequence[Example], k: int, tuned: bool = False) -> tuple[Artifact, retrieve.Retrieval]:
         """The k passages of each example, found once by the untuned or the tuned query encoder."""
         made_from = {
-            "vectors": self._vectors_artifact.fingerprint,
+            "vectors": self._vectors_artifact(tuned).fingerprint,
             "index": {key: self.config.retriever[key] for key in ("index", "index_parts", "approx_recall")},
             "queries": artifacts.digest([(e.id, e.query, e.exclude) for e in examples]),
             "query_encoder": self.tuned_retriever.fingerprint if tuned else self.inputs["retriever.query_encoder"],
@@ -180,7 +201,7 @@ class Pipeline:
         }
 
         def write(folder: Path) -> dict[str, Any]:
-            found = retrieve.retrieve(examples, self.embed_queries(tuned), self.searcher, self.store, k)
+            found = retrieve.retrieve(examples, self.embed_queries(tuned), self.searcher_of(tuned), self.store, k)
             return retrieve.write_retrieval(folder, found) if distributed.leads() else {}
 
         artifact = self.stage(f"retrieved-{name}" + ("-tuned" if tuned else ""), made_from, write)
@@ -260,13 +281,29 @@ class Pipeline:
         return lora.adapted(lm, LoraOptions(**self.config.lm_ft.lora.to_dict()), seed=self.config.seed, place=place)
 
     def query_encoder(self, tuned: bool) -> nnx.Module:
+        if self._tunes_documents(tuned):
+            return self._tuned_pair().query
         encoder = self._load_encoder(self.config.retriever.query_encoder, "float32", self.mesh)
         if tuned:
             nnx.update(encoder, load_params(self.tuned_retriever.path / tune.PARAMS, nnx.state(encoder)))
         return encoder
 
-    def document_encoder(self) -> nnx.Module:
-        return self._load_encoder(self.config.retriever.document_encoder, "float32", self.mesh)
+    def document_encoder(self, tuned: bool = False, dtype: str = "float32", mesh: Mesh | None = None) -> nnx.Module:
+        """Frozen in R-ft, unless lsr_ft.encoders says that both are tuned."""
+        mesh = mesh or self.mesh
+        if self._tunes_documents(tuned):
+            return self._tuned_pair(mesh, dtype).document
+        return self._load_encoder(self.config.retriever.document_encoder, dtype, mesh)
+
+    def dual_encoder(self, mesh: Mesh | None = None, dtype: str = "float32") -> DualEncoder:
+        """Both untuned encoders, for R-ft of both."""
+        names = (self.config.retriever.query_encoder, self.config.retriever.document_encoder)
+        return DualEncoder(*(self._load_encoder(name, dtype, mesh or self.mesh) for name in names))
+
+    def _tuned_pair(self, mesh: Mesh | None = None, dtype: str = "float32") -> DualEncoder:
+        pair = self.dual_encoder(mesh, dtype)
+        nnx.update(pair, load_params(self.tuned_retriever.path / tune.PARAMS, nnx.state(pair)))
+        return pair
 
     def ensemble(self, lm: bool | nnx.Module, max_new_tokens: int | None = None) -> Ensemble:
         """Of the untuned or the tuned LM (lm: tuned?), or of one that is given."""

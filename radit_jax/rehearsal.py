@@ -120,7 +120,8 @@ def _costs(pipeline: Pipeline, sample: _Sample) -> Iterator[tuple[str, str, floa
         for name, count, tokens in (("train", asked, prompt), ("completion", completed, of_lm + 2 * c.lsr_ft.completion_tokens)):
             if count:
                 yield f"lm_scores-{name}", f"{count * k:,} outputs scored", 0, count * k * tokens, 0
-        drawn = c.lsr_ft.epochs * ((asked or completed) / (1 - c.lsr_ft.completion_share if asked else 1))
+        by_questions = asked and c.lsr_ft.completion_share < 1
+        drawn = c.lsr_ft.epochs * (asked / (1 - c.lsr_ft.completion_share) if by_questions else completed)
         yield "lsr_ft", f"{drawn:,.0f} questions, with repetition", TRAINING * drawn * QUESTION, 0, 0
     if c.goal != "lsr_ft":
         t = c.lm_ft

@@ -39,8 +39,11 @@ class Part:
 
 
 _EQ4 = {"lsr_ft.prior": 0.0, "lsr_ft.optimizer.peak_lr": 1e-5}
+_LORA = {"lm_ft.lora.rank": 16, "lm_ft.optimizer.peak_lr": 1e-3}
+_COMPLETION = {"lsr_ft.completion_examples": 3_000, "lsr_ft.completion_tokens": 20, "lsr_ft.completion_min_tokens": 32}
 PARTS: Mapping[str, Part] = {
     "dual": Part("the dual ablation", {"": {}}, tuple(ROWS), (1, 3, 5, 10)),
+    "recipe": Part("the dual ablation at evaluate.k", {"": {}}, tuple(ROWS)),
     "instruction": Part(
         "tuning without passages (IT) against tuning with them (RA-IT)",
         {"IT": {"lm_ft.passages": 0}, "RA-IT": {}},
@@ -53,6 +56,16 @@ PARTS: Mapping[str, Part] = {
         {level: {"evaluate.level": level} for level in ("sequence", "token", "concat")},
         ("neither tuned", "both"),
     ),
+    "data": Part(
+        "what R-ft is trained on, and which encoder",
+        {
+            "questions": {},
+            "95 % completion": {**_COMPLETION, "lsr_ft.completion_share": 0.95, "lsr_ft.epochs": 1},
+            "completion alone": {**_COMPLETION, "lsr_ft.completion_share": 1.0},
+            "questions, both encoders": {"lsr_ft.encoders": "both"},
+        },
+        ("both",),
+    ),
     "target": Part(
         "what R-ft learns from",
         {
@@ -60,13 +73,30 @@ PARTS: Mapping[str, Part] = {
             "prob, τ = 0.01, KL(p_R ‖ target)": {
                 **_EQ4, "lsr_ft.score": "prob", "lsr_ft.tau": 0.01, "lsr_ft.direction": "retriever_first",
             },
+            "prob, τ = 0.1, KL(p_R ‖ target)": {
+                **_EQ4, "lsr_ft.score": "prob", "lsr_ft.tau": 0.1, "lsr_ft.direction": "retriever_first",
+            },
             "log-prob, τ = 1, KL(p_R ‖ target)": {**_EQ4, "lsr_ft.direction": "retriever_first"},
+            "log-prob, τ = 1, KL(target ‖ p_R)": _EQ4,
             "mean log-prob, τ = 0.1, KL(target ‖ p_R)": {**_EQ4, "lsr_ft.score": "mean_logprob", "lsr_ft.tau": 0.1},
             "posterior of the tuned LM": {"lsr_ft.scorer": "tuned"},
+            "posterior, scores × 10": {"retriever.score_scale": 10.0},
+            "posterior, scores × 40": {"retriever.score_scale": 40.0},
         },
-        ("R-ft only", "both"),
+        ("both",),
+    ),
+    "adapters": Part(
+        "which weights LM-ft trains",
+        {
+            "all": {},
+            "LoRA, rank 16 on q and v": _LORA,
+            "LoRA, rank 16 on every map": {**_LORA, "lm_ft.lora.targets": ".*"},
+        },
+        ("LM-ft only",),
     ),
 }  # fmt: skip
+COLUMNS = (*report.COLUMNS, "mrr")
+COMPARED = ("em", "recall@1", "mrr")
 
 
 def make(config: ConfigDict, workdir: str | Path, parts: Sequence[str], seeds: Sequence[int]) -> dict[str, Any]:
@@ -75,7 +105,7 @@ def make(config: ConfigDict, workdir: str | Path, parts: Sequence[str], seeds: S
         raise InputError(f"--parts names {unknown[0]!r}, expected some of {', '.join(PARTS)}")
     workdir, cells = Path(workdir), []
     value: dict[str, Any] = {"cells": cells, "seconds": {}, "config": config.to_dict()}
-    for seed, name in itertools.product(seeds, parts):
+    for name, seed in itertools.product(parts, seeds):
         for variant, changes in PARTS[name].variants.items():
             pipeline = Pipeline(with_fields(config, {"seed": seed, **changes}), workdir)
             cells += _cells(pipeline, name, variant, seed)
@@ -104,19 +134,24 @@ def _cells(pipeline: Pipeline, part: str, variant: str, seed: int) -> Iterator[d
 
 
 def text(value: Mapping[str, Any]) -> str:
-    """Every part as a table: means over questions and seeds, intervals over questions, and how far the seeds lie apart."""
+    """Every part as a table: means over questions and seeds, intervals over questions, and how far the seeds lie apart.
+
+    Then the differences, the mean of the seeds first and each seed's after it.
+    """
     parts = dict.fromkeys(cell["part"] for cell in value["cells"])
     return "\n\n".join(_table(name, [cell for cell in value["cells"] if cell["part"] == name]) for name in parts)
 
 
 def _table(part: str, cells: Sequence[Mapping[str, Any]]) -> str:
-    rows = [("variant", "system", "k", *report.COLUMNS, "em by seed")]
+    rows = [("variant", "system", "k", *COLUMNS, "em by seed")]
     for (variant, system, k), of_cell in grouped(cells).items():
-        shown = [report.cell(summary(of_cell, metric)) for metric in report.COLUMNS]
+        shown = [report.cell(summary(of_cell, metric)) for metric in COLUMNS]
         seeds = " / ".join(f"{100 * np.mean(cell['per_question']['em']):.1f}" for cell in of_cell)
         rows.append((variant or "–", system, str(k) if k else "–", *shown, seeds))
     lines = [f"{part}: {PARTS[part].about}", report.markdown(rows)]
-    return "\n".join(lines + [f"{name}: {report.signed(found)}" for name, found in differences(cells).items()])
+    for name, found in differences(cells).items():
+        lines.append(f"{name}: {report.signed(found)}" + "".join(f"; {report.signed(of_seed)}" for of_seed in found["by_seed"]))
+    return "\n".join(lines)
 
 
 def grouped(cells: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str, int], list[Mapping[str, Any]]]:
@@ -135,21 +170,24 @@ def summary(cells: Sequence[Mapping[str, Any]], metric: str) -> dict[str, Any] |
 
 
 def differences(cells: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Paired differences of exact match and recall@1 between what the part compares, at every k, for the seeds that both have."""
+    """Paired differences of COMPARED between what the part compares, at every k: {"mean", "ci95", "by_seed": the same of each}."""
     found, by_cell = {}, grouped(cells)
     variants = list(dict.fromkeys(variant for variant, _, _ in by_cell))
     pairs = [(variants[0], after, before) for after, before in itertools.combinations(reversed(SYSTEMS), 2)] if len(variants) == 1 else []
     compared = [((variant, after), (variant, before)) for variant, after, before in pairs]
     systems = dict.fromkeys(system for _, system, _ in by_cell)
     compared += [((after, system), (variants[0], system)) for after in variants[1:] for system in systems]
-    for (after, before), metric in itertools.product(compared, ("em", "recall@1")):
+    last = max(k for _, _, k in by_cell)
+    for (after, before), metric in itertools.product(compared, COMPARED):
         for k in sorted({k for _, _, k in by_cell}):
             pair = [by_cell.get((*one, k)) for one in (after, before)]
-            if all(pair) and all(metric in cells[0]["per_question"] for cells in pair):
+            if (
+                all(pair) and all(metric in cells[0]["per_question"] for cells in pair) and (metric == "em" or k == last)
+            ):  # ranks hang on no k
                 name = " − ".join(one[1] if len(variants) == 1 else f"{one[0]}, {one[1]}" for one in (after, before))
-                values = [_by_question(of_cell, metric) for of_cell in pair]
-                if metric == "em" or k == max(k for _, _, k in by_cell):  # recall does not hang on k
-                    found[f"{name}, {metric}, k = {k}"] = metrics.paired_difference(*values)
+                by_seed = [metrics.paired_difference(*(cell["per_question"][metric] for cell in of_seed)) for of_seed in zip(*pair)]
+                mean = metrics.paired_difference(*(_by_question(of_cell, metric) for of_cell in pair))
+                found[f"{name}, {metric}, k = {k}"] = {**mean, "by_seed": by_seed}
     return found
 
 

@@ -130,17 +130,21 @@ def _development(pipeline: Pipeline) -> tuple[Callable[[nnx.Module], dict[str, f
 
 
 SCORERS = {"untuned": False, "tuned": True}  # lsr_ft.scorer: is its LM tuned?
+ENCODERS = QUERY, BOTH = "query", "both"  # lsr_ft.encoders: what R-ft trains
 
 
 def r_ft(pipeline: Pipeline) -> Artifact:
-    """R-ft (Eq. 5): the query encoder alone, from the stored LM scores."""
+    """R-ft (Eq. 5): the query encoder alone, or both, from the stored LM scores."""
     config, c = pipeline.config, pipeline.config.lsr_ft
+    document = config.retriever.document_encoder
     examples = [example for _, of_set in r_ft_sets(pipeline).values() for example in of_set]
     if not examples and not c.completion_examples:
         found = ", ".join(pipeline.train_sets)
         raise InputError(f"train.source has no set for R-ft, only {found}, and lsr_ft.completion_examples is 0")
     if c.scorer not in SCORERS:
         raise InputError(f"lsr_ft.scorer is {c.scorer!r}, expected {' or '.join(SCORERS)}")
+    if c.encoders not in ENCODERS:
+        raise InputError(f"lsr_ft.encoders is {c.encoders!r}, expected {' or '.join(ENCODERS)}")
     scored = {"train": pipeline.lm_scores("train", examples, SCORERS[c.scorer])} if examples else {}
     if completes(pipeline):  # of a corpus without questions they are all there is to train on
         scored["completion" if examples else "train"] = pipeline.lm_scores("completion", completion_examples(pipeline), SCORERS[c.scorer])
@@ -151,10 +155,13 @@ def r_ft(pipeline: Pipeline) -> Artifact:
         "score_scale": config.retriever.score_scale,
         "seed": config.seed,
     }
+    if c.encoders == BOTH:
+        made_from |= {"document_encoder": pipeline.inputs["retriever.document_encoder"]}
+        made_from |= {key: config.retriever[key] for key in ("pooling", "normalize", "max_passage_tokens")}
 
     def write(folder: Path) -> dict[str, Any]:
         return tune.query_encoder(
-            pipeline.query_encoder(tuned=False),
+            pipeline.dual_encoder() if c.encoders == BOTH else pipeline.query_encoder(tuned=False),
             load_tokenizer(config.retriever.query_encoder),
             {name: (artifact.path, retrieval) for name, (artifact, retrieval) in scored.items()},
             pipeline.searcher,
@@ -166,9 +173,22 @@ def r_ft(pipeline: Pipeline) -> Artifact:
             mesh=pipeline.mesh,
             seed=config.seed,
             loggers=listed(config.loggers),
+            read_passages=_passage_reader(document, config.retriever.max_passage_tokens) if c.encoders == BOTH else None,
         )
 
     return pipeline.stage("lsr_ft", made_from, write)
+
+
+def _passage_reader(document_encoder: str, width: int) -> Callable[[list[str]], tuple[np.ndarray, np.ndarray]]:
+    """texts → (tokens_KxT, mask_KxT) for the document encoder, always `width` tokens wide."""
+    tokenizer = load_tokenizer(document_encoder)
+
+    def read(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        tokens_KxT, mask_KxT = tokenizer.encode_with_specials(texts, width)
+        room = [(0, 0), (0, width - tokens_KxT.shape[1])]
+        return np.pad(tokens_KxT, room), np.pad(mask_KxT, room)
+
+    return read
 
 
 def completion_examples(pipeline: Pipeline) -> list[Example]:
@@ -193,6 +213,12 @@ def completion_examples(pipeline: Pipeline) -> list[Example]:
 
 
 def _that_matter(c: ConfigDict) -> dict[str, Any]:
-    """The fields of a training config that change its result. LoRA that is off is left out: trainings from before it are the same."""
+    """The fields of a training config that change its result. LoRA that is off, and R-ft of the query encoder alone, are left out:
+    trainings from before there was a choice are the same."""
     fields = {key: value for key, value in c.to_dict().items() if key not in ("checkpoint_every", "log_every")}
-    return fields if fields.get("lora", {}).get("rank") else {key: value for key, value in fields.items() if key != "lora"}
+    usual = {
+        key
+        for key, is_usual in (("lora", not fields.get("lora", {}).get("rank")), ("encoders", fields.get("encoders") == QUERY))
+        if is_usual
+    }
+    return {key: value for key, value in fields.items() if key not in usual}

@@ -91,7 +91,10 @@ class LmBatch:
 
 @_batch
 class LsrBatch:
-    """Questions with their k candidate passages, their frozen vectors and their stored LM scores, all in one passage order."""
+    """Questions with their k candidate passages, their frozen vectors and their stored LM scores, all in one passage order.
+
+    Where the document encoder is trained too, the passages come as tokens, and their stored vectors are not read.
+    """
 
     query_tokens_BxT: jax.Array  # int32
     query_mask_BxT: jax.Array  # bool
@@ -102,6 +105,8 @@ class LsrBatch:
     base_logits_BxK: jax.Array  # float32, scaled s(x, c) of the untuned retriever
     weights_B: jax.Array  # float32, 0 on padding rows
     query_indices_N: jax.Array | None = None  # int32, of the queries' real tokens where they are read in one line
+    passage_tokens_BxKxT: jax.Array | None = None  # int32
+    passage_mask_BxKxT: jax.Array | None = None  # bool
 
 
 @_batch

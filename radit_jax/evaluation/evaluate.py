@@ -67,8 +67,7 @@ def judge(examples: Sequence[Example], answers: Sequence[Answer], retrieved: Seq
     for i, (example, answer) in enumerate(zip(examples, answers)):
         row = {"em": metrics.exact_match(answer.text, example.answers), "f1": metrics.f1(answer.text, example.answers)}
         if retrieved is not None:
-            texts = [passage.content for passage in retrieved[i].passages]
-            row |= metrics.retrieval_metrics(metrics.first_hit(texts, example.answers))
+            row |= metrics.retrieval_metrics(metrics.first_right(retrieved[i].passages, example))
         rows.append(row)
     return {key: [row[key] for row in rows] for key in rows[0]}
 

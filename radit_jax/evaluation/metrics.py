@@ -9,8 +9,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from radit_jax.types import Example, Passage
+
 RESAMPLES = 2_000
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
+SAYS_NOTHING = frozenset(("yes", "no", "maybe", "true", "false"))  # answers that no passage holds as such
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 
 
@@ -48,6 +51,17 @@ def contains_answer(text: str, answers: Sequence[str]) -> bool:
     """Whether a normalised answer stands in the normalised text as whole words."""
     padded = f" {normalize(text)} "
     return any(f" {answer} " in padded for answer in map(normalize, answers) if answer)
+
+
+def first_right(passages: Sequence[Passage], example: Example) -> int | None:
+    """Rank (from 0) of the first passage that is a right one: it contains an answer.
+
+    Where all answers are words as "yes", which no passage holds as such: it is of the document that answers, where that is known.
+    """
+    if example.gold_id is None or not all(normalize(answer) in SAYS_NOTHING for answer in example.answers):
+        return first_hit([passage.content for passage in passages], example.answers)
+    piece = re.compile(re.escape(example.gold_id) + r"(#\d+)?")
+    return next((rank for rank, passage in enumerate(passages) if piece.fullmatch(passage.id)), None)
 
 
 def first_hit(texts: Sequence[str], answers: Sequence[str]) -> int | None:

@@ -166,6 +166,13 @@ class Encoder(nnx.Module):
         return line.pad(jax.lax.scan(layer, x, stacked)[0])
 
 
+class DualEncoder(nnx.Module):
+    """E_q and E_d (Eq. 1) as one model, where both are trained."""
+
+    def __init__(self, query: Encoder, document: Encoder):
+        self.query, self.document = query, document
+
+
 def mean_of(hidden_BxTxD: jax.Array, mask_BxT: jax.Array) -> jax.Array:
     """Mean over the unmasked tokens; 0 where a row has none."""
     weights_BxT = mask_BxT.astype(hidden_BxTxD.dtype)

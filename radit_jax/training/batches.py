@@ -177,6 +177,7 @@ class LsrSource:
     query_tokens: np.ndarray  # (N, T) int32
     query_mask: np.ndarray  # (N, T) bool
     score_scale: float
+    read_passages: Callable[[Sequence[str]], tuple[np.ndarray, np.ndarray]] | None = None  # texts → tokens_KxT, mask_KxT of one width
 
     def __len__(self) -> int:
         return len(self.retrieved)
@@ -184,7 +185,10 @@ class LsrSource:
     def __getitem__(self, n: int) -> dict[str, np.ndarray]:
         member = self.retrieved[int(n)]
         logp_K, length = align(member, self.scores)
-        return {
+        read = {}
+        if self.read_passages is not None:
+            read = dict(zip(("passage_tokens", "passage_mask"), self.read_passages([passage.content for passage in member.passages])))
+        return read | {
             "query_tokens": self.query_tokens[int(n)],
             "query_mask": self.query_mask[int(n)],
             "passages": np.asarray(self.vectors[member.rows_K], np.float32),
@@ -237,6 +241,11 @@ def lsr_batches(
         # As wide as the longest query of the whole batch, whichever process holds it.
         longest = bucket(max(int(padded[i].query_mask[n].sum()) for i, n in keys_Bx2), smallest=8)
         stacked |= {key: stacked[key][:, :longest] for key in ("query_tokens", "query_mask")}
+        if (
+            here is None or len(here) == batch
+        ) and "passage_mask" in stacked:  # of several processes none knows the others' longest passage
+            longest = bucket(int(stacked["passage_mask"].sum(-1).max()), smallest=16)
+            stacked |= {key: stacked[key][..., :longest] for key in ("passage_tokens", "passage_mask")}
         return lsr_batch(stacked, line), keys_Bx2[:, 1]
 
     drawn = mixture.mix(sets, [shares[name] for name in names], seed=seed).batch(batch, drop_remainder=True).map(read)
@@ -269,4 +278,6 @@ def lsr_batch(item: Mapping[str, np.ndarray], line: bool = False) -> LsrBatch:
         base_logits_BxK=item["base_logits"],
         weights_B=np.ones(len(item["lm_logp"]), np.float32),
         query_indices_N=real_indices(item["query_mask"], parts=8) if line else None,
+        passage_tokens_BxKxT=item.get("passage_tokens"),
+        passage_mask_BxKxT=item.get("passage_mask"),
     )

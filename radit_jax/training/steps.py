@@ -16,6 +16,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from radit_jax import sharding
+from radit_jax.models.encoder import DualEncoder
 from radit_jax.training import losses
 from radit_jax.types import LmBatch, LsrBatch, PyTree, TrainState
 
@@ -73,21 +74,39 @@ def lm_step(
 def lsr_step(
     graphdef: nnx.GraphDef, tx: optax.GradientTransformation, state: TrainState, batch: LsrBatch, *, options: losses.LsrOptions
 ) -> tuple[TrainState, Metrics]:
-    """One update of the query encoder (Eq. 5). `state.params` holds it alone: E_d enters as the vectors of the batch and is frozen."""
+    """One update of the query encoder (Eq. 5). `state.params` holds it alone: E_d enters as the vectors of the batch and is frozen.
+
+    With a DualEncoder as model both encoders are updated, and the passages are embedded from their tokens.
+    """
 
     def loss_fn(params: PyTree) -> tuple[jax.Array, Metrics]:
-        encoder = nnx.merge(graphdef, params)
-        queries_BxE = encoder(batch.query_tokens_BxT, batch.query_mask_BxT, batch.query_indices_N)
-        return lsr_objective(queries_BxE, batch, options)
+        model = nnx.merge(graphdef, params)
+        both = isinstance(model, DualEncoder)
+        queries_BxE = (model.query if both else model)(batch.query_tokens_BxT, batch.query_mask_BxT, batch.query_indices_N)
+        return lsr_objective(queries_BxE, batch, options, passages_BxKxE=_embedded(model.document, batch) if both else None)
 
     (_, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
     state, update = _update(tx, state, grads)
     return state, {**metrics, **update}
 
 
-def lsr_objective(queries_BxE: jax.Array, batch: LsrBatch, options: losses.LsrOptions) -> tuple[jax.Array, Metrics]:
-    """Scores (Eq. 1) → p_R, p_LSR (Eq. 4) → loss (Eq. 5), with the entropies that show a flat target."""
-    scores_BxK = options.score_scale * jnp.einsum("BE,BKE->BK", queries_BxE, jax.lax.stop_gradient(batch.passages_BxKxE))
+def _embedded(document: nnx.Module, batch: LsrBatch) -> jax.Array:
+    """E_d of every candidate: passages_BxKxE."""
+    B, K, T = batch.passage_tokens_BxKxT.shape
+    vectors = document(batch.passage_tokens_BxKxT.reshape(B * K, T), batch.passage_mask_BxKxT.reshape(B * K, T))
+    return vectors.reshape(B, K, -1)
+
+
+def lsr_objective(
+    queries_BxE: jax.Array, batch: LsrBatch, options: losses.LsrOptions, passages_BxKxE: jax.Array | None = None
+) -> tuple[jax.Array, Metrics]:
+    """Scores (Eq. 1) → p_R, p_LSR (Eq. 4) → loss (Eq. 5), with the entropies that show a flat target.
+
+    Passages are the frozen vectors of the batch, unless those of an encoder that learns are given.
+    """
+    if passages_BxKxE is None:
+        passages_BxKxE = jax.lax.stop_gradient(batch.passages_BxKxE)
+    scores_BxK = options.score_scale * jnp.einsum("BE,BKE->BK", queries_BxE, passages_BxKxE)
     log_p_r_BxK = losses.retriever_logprobs(scores_BxK, batch.candidates_BxK)
     log_p_lsr_BxK = losses.lsr_target_logprobs(
         batch.lm_logp_BxK,

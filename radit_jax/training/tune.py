@@ -26,6 +26,7 @@ from radit_jax.evaluation import metrics
 from radit_jax.inference.score import read_scores
 from radit_jax.logbook import say
 from radit_jax.models import flash, lora
+from radit_jax.models.encoder import DualEncoder
 from radit_jax.retrieval import embed, encode
 from radit_jax.retrieval.retrieve import Retrieval
 from radit_jax.retrieval.search import Searcher
@@ -123,21 +124,28 @@ def query_encoder(
     mesh: Mesh,
     seed: int,
     loggers: Sequence[str] = (),
+    read_passages: Callable[[Sequence[str]], tuple[np.ndarray, np.ndarray]] | None = None,
 ) -> dict[str, Any]:
     """R-ft (paper section 2.3, Eqs. 4 and 5): trains the query encoder from stored scores and writes the best of it to `folder`/params.
 
     The best is the one of highest MRR on the held-out questions.
 
-    `scored` names the sources: "train" (questions, of which a share is held out) and, in a mixture, "completion".
+    `scored` names the sources: "train" (questions, of which a share is held out) and, in a mixture, "completion"; with a completion_share
+    of 1 the questions only tell which is the best.
+    `model` may be a DualEncoder: then both encoders are trained, on passages as `read_passages` reads their texts, and the last step's are
+    written, for every look at held-out questions would need the whole corpus embedded anew.
     """
-    held_out, train_members = _split(scored["train"][1], c.validation, seed)
+    both = isinstance(model, DualEncoder)
+    held_out, train_members = _split(scored["train"][1], 0.0 if both else c.validation, seed)
     members = {"train": train_members, **{name: list(retrieval) for name, (_, retrieval) in scored.items() if name != "train"}}
+    shares = {"train": 1.0} if len(scored) == 1 else {"train": 1.0 - c.completion_share, "completion": c.completion_share}
+    members = {name: chosen for name, chosen in members.items() if shares[name]}
     sources = {
-        name: _lsr_source(chosen, read_scores(scored[name][0]), searcher, tokenizer, score_scale, max_query_tokens)
+        name: _lsr_source(chosen, read_scores(scored[name][0]), searcher, tokenizer, score_scale, max_query_tokens, read_passages)
         for name, chosen in members.items()
     }
-    shares = {"train": 1.0} if len(sources) == 1 else {"train": 1.0 - c.completion_share, "completion": c.completion_share}
-    total = lsr_steps(c.epochs, len(members["train"]), shares["train"], c.batch)
+    counted = next(iter(members))  # the questions, unless completion is all
+    total = lsr_steps(c.epochs, len(members[counted]), shares[counted], c.batch)
     for name, chosen in members.items():
         epochs = total * c.batch * shares[name] / len(chosen)
         say(f"lsr_ft: {name}: {len(chosen):,} examples, share {shares[name]:.4f}, {epochs:.2f} epochs")
@@ -149,7 +157,7 @@ def query_encoder(
     tx = make_optimizer(OptimizerOptions(**c.optimizer.to_dict()), total)
     state, step = steps.begin(steps.lsr_step, graphdef, tx, params, mesh, sharding.ENCODER_RULES, options=options)
     say(sharding.table(state))
-    validate = _Validation(graphdef, tokenizer, held_out, searcher, store, max_query_tokens, folder, mesh)
+    validate = None if both else _Validation(graphdef, tokenizer, held_out, searcher, store, max_query_tokens, folder, mesh)
     if held_out:
         say("lsr_ft: untuned " + " ".join(f"{key} {value:.4f}" for key, value in validate.measure(state.params).items()))
     state, facts = loop.run(
@@ -161,14 +169,20 @@ def query_encoder(
         _loop_options(c, total, loggers, evaluate_every=c.validate_every if held_out else 0),
         place=loop.placer(mesh, micro_axis=False, rows=c.batch),
         evaluate=validate,
-        enough=lambda at: validate.best.is_past(at, c.patience, c.validate_every),
-        describe=lambda numbers: sources["train"].describe(numbers) if len(sources) == 1 else str(numbers[:8]),
+        enough=lambda at: validate is not None and validate.best.is_past(at, c.patience, c.validate_every),
+        describe=lambda numbers: sources[counted].describe(numbers) if len(sources) == 1 else str(numbers[:8]),
     )
     if held_out:
         facts |= validate.best.result()
     else:
         save_params(folder / PARAMS, state.params)
-    return {**facts, "steps": int(state.step), "questions": len(members["train"]), "held_out": len(held_out)}
+    return {
+        **facts,
+        "steps": int(state.step),
+        "planned_steps": total,
+        "questions": len(members.get("train", ())),
+        "held_out": len(held_out),
+    }
 
 
 def _fitting(name: str, of_set: Retrieval, maker: InstanceMaker, output_slots: int) -> Retrieval:
@@ -277,10 +291,7 @@ class _Validation:
             min_rows=self.min_rows,
         )
         rows_NxK, _ = self.searcher.search(queries_NxE, min(VALIDATION_K, len(self.store)))
-        hits = [
-            metrics.first_hit([passage.content for passage in self.store.read(rows_K)], example.answers)
-            for example, rows_K in zip(self.examples, rows_NxK)
-        ]
+        hits = [metrics.first_right(self.store.read(rows_K), example) for example, rows_K in zip(self.examples, rows_NxK)]
         found = [metrics.retrieval_metrics(hit, ks=(1,)) for hit in hits]
         return {key: float(np.mean([row[key] for row in found])) for key in found[0]}
 
@@ -295,9 +306,11 @@ def _split(retrieval: Sequence[Retrieved], share: float, seed: int) -> tuple[lis
     return [members[i] for i in order[:count]], [members[i] for i in order[count:]]
 
 
-def _lsr_source(members, scores, searcher: Searcher, tokenizer: Tokenizer, score_scale: float, max_query_tokens: int) -> batches.LsrSource:
+def _lsr_source(
+    members, scores, searcher: Searcher, tokenizer: Tokenizer, score_scale: float, max_query_tokens: int, read_passages
+) -> batches.LsrSource:
     tokens, mask = tokenizer.encode_with_specials([member.example.query for member in members], max_query_tokens)
-    return batches.LsrSource(members, scores, searcher.vectors, tokens, mask, score_scale)
+    return batches.LsrSource(members, scores, searcher.vectors, tokens, mask, score_scale, read_passages)
 
 
 def _loop_options(c: ConfigDict, total: int, loggers: Sequence[str], evaluate_every: int) -> loop.LoopOptions:

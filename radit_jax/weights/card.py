@@ -20,6 +20,7 @@ _WHAT = {
     (QUERY_ENCODER, True): "The query side of a retriever, tuned by what a language model finds useful (R-ft of {paper}).",
     (QUERY_ENCODER, False): "The query side of a retriever, exported as it came.",
     (DOCUMENT_ENCODER, False): "The document side of the retriever, which {paper} does not tune: it embeds the corpus.",
+    (DOCUMENT_ENCODER, True): "The document side of a retriever, tuned with its query side by what a language model finds useful.",
 }
 _LOADED_LM = """\
 from transformers import AutoModelForCausalLM, AutoTokenizer
