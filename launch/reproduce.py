@@ -8,7 +8,7 @@ from absl import flags
 from radit_jax import command
 
 CONFIG = command.config_flag()
-PARTS = flags.DEFINE_list("parts", None, "Which tables; default: all (dual, recipe, instruction, passages, ensemble, data, target, adapters).")
+PARTS = flags.DEFINE_list("parts", None, "Which tables; default: all (dual, recipe, instruction, passages, ensemble, data, target, length, adapters).")
 SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds of every training.")
 
 

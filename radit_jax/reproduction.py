@@ -85,6 +85,11 @@ PARTS: Mapping[str, Part] = {
         },
         ("both",),
     ),
+    "length": Part(
+        "how long LM-ft goes on, and how fast",
+        {"340 steps": {}, "900 steps": {"lm_ft.steps": 900}, "340 steps at 3e-4": {"lm_ft.optimizer.peak_lr": 3e-4}},
+        ("LM-ft only",),
+    ),
     "adapters": Part(
         "which weights LM-ft trains",
         {
