@@ -1,6 +1,9 @@
 """The paper's tables at the scale of a config: systems by numbers of passages and seeds, and its ablations. Resumable.
 
 python launch/reproduce.py --config=configs/radit.py:nq_wiki --workdir=runs/nq_wiki [--parts=dual,instruction] [--seeds=0,1,2]
+
+Parts: dual, recipe, instruction, passages, ensemble, data, target, length, adapters (radit_jax/reproduction.py). Several runs may share a
+workdir, each with seeds of its own; one with all seeds then puts the tables together.
 """
 
 from absl import flags
@@ -8,7 +11,7 @@ from absl import flags
 from radit_jax import command
 
 CONFIG = command.config_flag()
-PARTS = flags.DEFINE_list("parts", None, "Which tables; default: all (dual, recipe, instruction, passages, ensemble, data, target, length, adapters).")
+PARTS = flags.DEFINE_list("parts", None, "Which tables; default: all.")
 SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds of every training.")
 
 
