@@ -103,6 +103,7 @@ def base() -> ConfigDict:
     c.lsr_ft.completion_tokens = 50  # tokens of x, and of y (paper: 50)
     c.lsr_ft.completion_min_tokens = 100  # shorter passages are not used (below 2 x completion_tokens they are cut once, in the middle)
     c.lsr_ft.validation = 0.1  # share of the training questions kept for choosing the checkpoint by MRR
+    c.lsr_ft.fold = ""  # "2/5": R-ft does not see the second fifth of its questions (launch/reproduce.py measures it on them)
     c.lsr_ft.validate_every = 10  # steps (paper: 500)
     c.lsr_ft.patience = 0  # validations without a better MRR after which training stops; 0: never
     c.lsr_ft.checkpoint_every = 20

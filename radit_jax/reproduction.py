@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from radit_jax import artifacts, distributed
+from radit_jax import artifacts, distributed, trainings
 from radit_jax.errors import InputError
 from radit_jax.evaluation import metrics, report
 from radit_jax.inputs import with_fields
@@ -25,6 +25,17 @@ from radit_jax.pipeline import Pipeline
 from radit_jax.table import ROWS, System, row
 
 SYSTEMS: Mapping[str, System] = {**ROWS, "LM-ft, no retrieval": (True, None)}
+# Retrievers alone, asked the training questions: tuned? Each question by a query encoder that has not seen it (cross-validation).
+RETRIEVERS = {"untuned retriever": False, "R-ft": True}
+FOLDS = 3
+# What is compared within a variant: (after, before).
+PAIRS = (
+    ("R-ft only", "neither tuned"),
+    ("LM-ft only", "neither tuned"),
+    ("both", "LM-ft only"),
+    ("both", "neither tuned"),
+    ("R-ft", "untuned retriever"),
+)
 FILE = "reproduction.json"
 
 
@@ -64,7 +75,7 @@ PARTS: Mapping[str, Part] = {
             "completion alone": {**_COMPLETION, "lsr_ft.completion_share": 1.0},
             "questions, both encoders": {"lsr_ft.encoders": "both"},
         },
-        ("both",),
+        tuple(RETRIEVERS),
     ),
     "target": Part(
         "what R-ft learns from",
@@ -83,7 +94,7 @@ PARTS: Mapping[str, Part] = {
             "posterior, scores × 10": {"retriever.score_scale": 10.0},
             "posterior, scores × 40": {"retriever.score_scale": 40.0},
         },
-        ("both",),
+        tuple(RETRIEVERS),
     ),
     "length": Part(
         "how long LM-ft goes on, and how fast",
@@ -123,16 +134,31 @@ def make(config: ConfigDict, workdir: str | Path, parts: Sequence[str], seeds: S
 def _cells(pipeline: Pipeline, part: str, variant: str, seed: int) -> Iterator[dict[str, Any]]:
     """The cells of one variant, the untuned LM's first: one LM is held at a time."""
     c = pipeline.config.evaluate
-    for system in sorted(PARTS[part].systems, key=lambda system: SYSTEMS[system][0]):
+    systems = PARTS[part].systems
+    for system in sorted(systems, key=lambda system: system in SYSTEMS and SYSTEMS[system][0]):
+        if system in RETRIEVERS:
+            yield _cell(part, variant, system, 0, seed, _unseen(pipeline, RETRIEVERS[system]))
+            continue
         closed = SYSTEMS[system][1] is None
         for k in (c.k,) if closed else PARTS[part].ks or (c.k,):
-            asked = with_fields(c, {"k": k})
-            folder = row(pipeline, system, SYSTEMS[system], asked).path
-            per_question = json.loads((folder / "per_question.json").read_text())
-            cell = {"part": part, "variant": variant, "system": system, "k": 0 if closed else k, "seed": seed, "per_question": per_question}
-            means = {name: round(100 * float(np.mean(values)), 1) for name, values in per_question.items()}
-            say(f"{part} {variant} seed {seed}: {system}, k = {cell['k']}: {means}")
-            yield cell
+            folder = row(pipeline, system, SYSTEMS[system], with_fields(c, {"k": k})).path
+            yield _cell(part, variant, system, 0 if closed else k, seed, json.loads((folder / "per_question.json").read_text()))
+
+
+def _cell(part: str, variant: str, system: str, k: int, seed: int, per_question: Mapping[str, Sequence[float]]) -> dict[str, Any]:
+    means = {name: round(100 * float(np.mean(values)), 1) for name, values in per_question.items()}
+    say(f"{part} {variant} seed {seed}: {system}{f', k = {k}' * bool(k)}: {means}")
+    return {"part": part, "variant": variant, "system": system, "k": k, "seed": seed, "per_question": per_question}
+
+
+def _unseen(pipeline: Pipeline, tuned: bool) -> dict[str, list[float]]:
+    """Recall and MRR of all questions of R-ft, a fold after the other, each by a query encoder that was trained on the other folds."""
+    found: list[dict[str, float]] = []
+    for fold in range(1, FOLDS + 1):
+        of_fold = Pipeline(with_fields(pipeline.config, {"lsr_ft.fold": f"{fold}/{FOLDS}"}), pipeline.workdir)
+        _, retrieval = of_fold.retrieved("unseen", trainings.unseen(of_fold), min(metrics.DEPTH, pipeline.config.retrieval.k), tuned)
+        found += [metrics.retrieval_metrics(metrics.first_right(member.passages, member.example)) for member in retrieval]
+    return {name: [row[name] for row in found] for name in found[0]}
 
 
 # -- tables -----------------------------------------------------------------------------------------------------------------------------
@@ -148,10 +174,12 @@ def text(value: Mapping[str, Any]) -> str:
 
 
 def _table(part: str, cells: Sequence[Mapping[str, Any]]) -> str:
-    rows = [("variant", "system", "k", *COLUMNS, "em by seed")]
+    columns = [column for column in COLUMNS if any(column in cell["per_question"] for cell in cells)]
+    by_seed = columns[0]
+    rows = [("variant", "system", "k", *columns, f"{by_seed} by seed")]
     for (variant, system, k), of_cell in grouped(cells).items():
-        shown = [report.cell(summary(of_cell, metric)) for metric in COLUMNS]
-        seeds = " / ".join(f"{100 * np.mean(cell['per_question']['em']):.1f}" for cell in of_cell)
+        shown = [report.cell(summary(of_cell, metric)) for metric in columns]
+        seeds = " / ".join(f"{100 * np.mean(cell['per_question'][by_seed]):.1f}" for cell in of_cell)
         rows.append((variant or "–", system, str(k) if k else "–", *shown, seeds))
     lines = [f"{part}: {PARTS[part].about}", report.markdown(rows)]
     for name, found in differences(cells).items():
@@ -175,24 +203,25 @@ def summary(cells: Sequence[Mapping[str, Any]], metric: str) -> dict[str, Any] |
 
 
 def differences(cells: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Paired differences of COMPARED between what the part compares, at every k: {"mean", "ci95", "by_seed": the same of each}."""
+    """Paired differences of COMPARED at every k: PAIRS within a variant, and every variant beside the first.
+
+    {"mean", "ci95", "by_seed": the same of each}; what differs in no question is left out.
+    """
     found, by_cell = {}, grouped(cells)
     variants = list(dict.fromkeys(variant for variant, _, _ in by_cell))
-    pairs = [(variants[0], after, before) for after, before in itertools.combinations(reversed(SYSTEMS), 2)] if len(variants) == 1 else []
-    compared = [((variant, after), (variant, before)) for variant, after, before in pairs]
     systems = dict.fromkeys(system for _, system, _ in by_cell)
-    compared += [((after, system), (variants[0], system)) for after in variants[1:] for system in systems]
-    last = max(k for _, _, k in by_cell)
-    for (after, before), metric in itertools.product(compared, COMPARED):
-        for k in sorted({k for _, _, k in by_cell}):
-            pair = [by_cell.get((*one, k)) for one in (after, before)]
-            if (
-                all(pair) and all(metric in cells[0]["per_question"] for cells in pair) and (metric == "em" or k == last)
-            ):  # ranks hang on no k
-                name = " − ".join(one[1] if len(variants) == 1 else f"{one[0]}, {one[1]}" for one in (after, before))
-                by_seed = [metrics.paired_difference(*(cell["per_question"][metric] for cell in of_seed)) for of_seed in zip(*pair)]
-                mean = metrics.paired_difference(*(_by_question(of_cell, metric) for of_cell in pair))
-                found[f"{name}, {metric}, k = {k}"] = {**mean, "by_seed": by_seed}
+    compared = [((variant, after), (variant, before)) for variant in variants for after, before in PAIRS]
+    compared += [((variant, system), (variants[0], system)) for variant in variants[1:] for system in systems]
+    ks = sorted({k for _, _, k in by_cell})
+    for (after, before), metric, k in itertools.product(compared, COMPARED, ks):
+        pair = [by_cell.get((*one, k)) for one in (after, before)]
+        if not all(pair) or any(metric not in cells[0]["per_question"] for cells in pair) or (metric != "em" and k != ks[-1]):
+            continue  # ranks hang on no k
+        mean = metrics.paired_difference(*(_by_question(of_cell, metric) for of_cell in pair))
+        if any(mean["ci95"]):
+            by_seed = [metrics.paired_difference(*(cell["per_question"][metric] for cell in of_seed)) for of_seed in zip(*pair)]
+            name = " − ".join(", ".join(filter(None, one)) for one in (after, before))
+            found[f"{name}: {metric}{f' at k = {k}' * (metric == 'em')}"] = {**mean, "by_seed": by_seed}
     return found
 
 

@@ -61,7 +61,7 @@ def row(pipeline: Pipeline, name: str, system: System | None = None, asked: Conf
     lm_tuned, retriever_tuned = system or ROWS[name]
     c, examples = pipeline.config, pipeline.test_examples
     asked = asked or c.evaluate
-    k = max(asked.k, min(10, c.retrieval.k))  # recall@10 is reported whatever the ensemble's k
+    k = max(asked.k, min(metrics.DEPTH, c.retrieval.k))  # recall@10 is reported whatever the ensemble's k
     found = None if retriever_tuned is None else pipeline.retrieved("test", examples, k, tuned=retriever_tuned)
     made_from = {
         "name": name,

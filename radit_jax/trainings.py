@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -146,6 +147,9 @@ def r_ft(pipeline: Pipeline) -> Artifact:
     if c.encoders not in ENCODERS:
         raise InputError(f"lsr_ft.encoders is {c.encoders!r}, expected {' or '.join(ENCODERS)}")
     scored = {"train": pipeline.lm_scores("train", examples, SCORERS[c.scorer])} if examples else {}
+    if (left_out := {example.id for example in unseen(pipeline)}) and examples:
+        artifact, retrieval = scored["train"]
+        scored["train"] = artifact, retrieval.of([example for example in retrieval.examples if example.id not in left_out])
     if completes(pipeline):  # of a corpus without questions they are all there is to train on
         scored["completion" if examples else "train"] = pipeline.lm_scores("completion", completion_examples(pipeline), SCORERS[c.scorer])
     made_from = {
@@ -177,6 +181,18 @@ def r_ft(pipeline: Pipeline) -> Artifact:
         )
 
     return pipeline.stage("lsr_ft", made_from, write)
+
+
+def unseen(pipeline: Pipeline) -> list[Example]:
+    """The questions that R-ft is not shown: with lsr_ft.fold = "2/5" every fifth, from the second one; without a fold none."""
+    fold = pipeline.config.lsr_ft.fold
+    if not fold:
+        return []
+    numbers = re.fullmatch(r"(\d+)/(\d+)", fold)
+    if not numbers or not 1 <= int(numbers[1]) <= int(numbers[2]) or int(numbers[2]) < 2:
+        raise InputError(f"lsr_ft.fold is {fold!r}, expected a number and how many there are, as 2/5")
+    questions = [example for _, of_set in r_ft_sets(pipeline).values() for example in of_set if example.retrieve]
+    return questions[int(numbers[1]) - 1 :: int(numbers[2])]
 
 
 def _passage_reader(document_encoder: str, width: int) -> Callable[[list[str]], tuple[np.ndarray, np.ndarray]]:
@@ -213,12 +229,12 @@ def completion_examples(pipeline: Pipeline) -> list[Example]:
 
 
 def _that_matter(c: ConfigDict) -> dict[str, Any]:
-    """The fields of a training config that change its result. LoRA that is off, and R-ft of the query encoder alone, are left out:
-    trainings from before there was a choice are the same."""
+    """The fields of a training config that change its result. What is as it was before there was a choice is left out, so that
+    trainings from then are found: no LoRA, the query encoder alone, all questions."""
     fields = {key: value for key, value in c.to_dict().items() if key not in ("checkpoint_every", "log_every")}
-    usual = {
-        key
-        for key, is_usual in (("lora", not fields.get("lora", {}).get("rank")), ("encoders", fields.get("encoders") == QUERY))
-        if is_usual
+    as_before = {
+        "lora": not fields.get("lora", {}).get("rank"),
+        "encoders": fields.get("encoders") == QUERY,
+        "fold": not fields.get("fold"),
     }
-    return {key: value for key, value in fields.items() if key not in usual}
+    return {key: value for key, value in fields.items() if not as_before.get(key)}

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,10 +14,11 @@ import tiny
 from torture import FIELDS, export_models
 
 from configs import common
-from radit_jax import reproduction
+from radit_jax import reproduction, trainings
 from radit_jax.errors import InputError
 from radit_jax.inputs import with_fields
-from radit_jax.reproduction import PARTS, SYSTEMS, Part
+from radit_jax.pipeline import Pipeline
+from radit_jax.reproduction import PARTS, RETRIEVERS, SYSTEMS, Part
 from radit_jax.training import batches
 
 
@@ -26,7 +28,7 @@ def cell(variant="", system="both", k=1, seed=0, **per_question):
 
 def test_all_changes_are_fields_of_the_config():
     for name, part in PARTS.items():
-        assert set(part.systems) <= set(SYSTEMS), name
+        assert set(part.systems) <= set(SYSTEMS) | set(RETRIEVERS), name
         for changes in part.variants.values():
             for field, value in changes.items():
                 changed = with_fields(common.base(), {field: value})
@@ -46,14 +48,26 @@ def test_seeds_are_averaged_by_question_before_questions_are_resampled():
     assert reproduction.summary(of_cell, "recall@1") is None
 
 
-def test_systems_are_compared_where_there_is_one_variant_and_variants_where_there_are_several():
+def test_systems_are_compared_within_a_variant_and_variants_beside_the_first():
     values = {"neither tuned": [0.0, 0.0, 1.0, 0.0], "LM-ft only": [1.0, 0.0, 1.0, 0.0], "both": [1.0, 1.0, 1.0, 0.0]}
     found = reproduction.differences([cell(system=name, em=em) for name, em in values.items()])
-    assert found["both − LM-ft only, em, k = 1"]["mean"] == 0.25 and found["both − neither tuned, em, k = 1"]["mean"] == 0.5
-    assert "LM-ft only − both, em, k = 1" not in found
+    assert {name: value["mean"] for name, value in found.items()} == {
+        "LM-ft only − neither tuned: em at k = 1": 0.25,
+        "both − LM-ft only: em at k = 1": 0.25,
+        "both − neither tuned: em at k = 1": 0.5,
+    }
     variants = {"IT": [0.0, 0.0], "RA-IT": [1.0, 0.0]}
-    found = reproduction.differences([cell(variant, em=em) for variant, em in variants.items()])
-    assert list(found) == ["RA-IT, both − IT, both, em, k = 1"] and found["RA-IT, both − IT, both, em, k = 1"]["mean"] == 0.5
+    found = reproduction.differences([cell(variant, em=em, mrr=[0.5, 0.5]) for variant, em in variants.items()])
+    assert list(found) == ["RA-IT, both − IT, both: em at k = 1"]  # the MRR is the same for every question
+    assert found["RA-IT, both − IT, both: em at k = 1"]["mean"] == 0.5
+
+
+def test_a_difference_is_also_given_for_each_seed():
+    cells = [cell(system=system, seed=seed, em=em) for system, seed, em in (
+        ("LM-ft only", 0, [0.0, 0.0]), ("LM-ft only", 1, [0.0, 1.0]), ("both", 0, [1.0, 1.0]), ("both", 1, [1.0, 1.0]),
+    )]  # fmt: skip
+    (found,) = reproduction.differences(cells).values()
+    assert found["mean"] == 0.75 and [of_seed["mean"] for of_seed in found["by_seed"]] == [1.0, 0.5]
 
 
 def test_with_no_passages_every_example_is_asked_alone():
@@ -95,8 +109,29 @@ def test_a_sweep_makes_its_cells_once_and_goes_on(tmp_path, monkeypatch, capsys)
     assert again["cells"] == value["cells"] and ": making" not in capsys.readouterr().err
 
 
+def test_folds_measure_every_question_once_by_an_encoder_that_has_not_seen_it(tmp_path, monkeypatch):
+    monkeypatch.setitem(PARTS, "small", Part("a part", {"": {}}, tuple(RETRIEVERS)))
+    monkeypatch.setattr(reproduction, "FOLDS", 2)
+    config, workdir = small_config(export_models(tmp_path / "models")), tmp_path / "run"
+    config.lsr_ft.validation = 0.0
+    untuned, tuned = reproduction.make(config, workdir, ["small"], [0])["cells"]
+    assert len(untuned["per_question"]["mrr"]) == len(tuned["per_question"]["mrr"]) == config.train.limit
+    pipelines = [Pipeline(with_fields(config, {"lsr_ft.fold": fold}), workdir) for fold in ("1/2", "2/2")]
+    kept = [json.loads((pipeline.tuned_retriever.path / "manifest.json").read_text())["facts"]["questions"] for pipeline in pipelines]
+    left_out = [{example.id for example in trainings.unseen(pipeline)} for pipeline in pipelines]
+    assert kept == [config.train.limit - len(ids) for ids in left_out] and not left_out[0] & left_out[1]
+    assert len(left_out[0] | left_out[1]) == config.train.limit
+
+
+@pytest.mark.parametrize("fold", ["0/3", "4/3", "1/1", "one", "1/3/5"])
+def test_a_wrong_fold_is_named(fold):
+    pipeline = SimpleNamespace(config=with_fields(common.base(), {"lsr_ft.fold": fold}))
+    with pytest.raises(InputError, match=f"lsr_ft.fold is '{fold}', expected a number and how many there are"):
+        trainings.unseen(pipeline)
+
+
 def test_an_unknown_part_and_a_wrong_seed_are_named(tmp_path):
-    with pytest.raises(InputError, match="--parts names 'duel', expected some of dual, instruction"):
+    with pytest.raises(InputError, match="--parts names 'duel', expected some of dual, recipe, instruction"):
         reproduction.make(common.base(), tmp_path, ["duel"], [0])
     script = Path(__file__).parents[1] / "launch" / "reproduce.py"
     done = subprocess.run([sys.executable, str(script), "--seeds=a"], capture_output=True, text=True)

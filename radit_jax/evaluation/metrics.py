@@ -12,6 +12,7 @@ import numpy as np
 from radit_jax.types import Example, Passage
 
 RESAMPLES = 2_000
+DEPTH = 10  # passages among which a right one is looked for
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 SAYS_NOTHING = frozenset(("yes", "no", "maybe", "true", "false"))  # answers that no passage holds as such
 _ARTICLES = re.compile(r"\b(a|an|the)\b")

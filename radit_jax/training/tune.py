@@ -38,7 +38,6 @@ from radit_jax.types import Example, Passage, PyTree, Retrieved
 PARAMS = "params"  # folder of the tuned parameters inside the artifact
 BEST = "best"  # folder of the best parameters so far, while R-ft runs
 BEST_FOUND = "best.json"  # and how good they are
-VALIDATION_K = 10  # passages over which MRR is taken
 VALIDATION_TOKENS = 8192  # of one embedding call
 
 
@@ -290,7 +289,7 @@ class _Validation:
             max_tokens=self.max_tokens,
             min_rows=self.min_rows,
         )
-        rows_NxK, _ = self.searcher.search(queries_NxE, min(VALIDATION_K, len(self.store)))
+        rows_NxK, _ = self.searcher.search(queries_NxE, min(metrics.DEPTH, len(self.store)))
         hits = [metrics.first_right(self.store.read(rows_K), example) for example, rows_K in zip(self.examples, rows_NxK)]
         found = [metrics.retrieval_metrics(hit, ks=(1,)) for hit in hits]
         return {key: float(np.mean([row[key] for row in found])) for key in found[0]}
