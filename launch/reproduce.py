@@ -6,12 +6,15 @@ Parts: dual, recipe, instruction, passages, ensemble, data, target, length, adap
 workdir, each with seeds of its own; one with all seeds then puts the tables together.
 """
 
+from pathlib import Path
+
 from absl import flags
 
 from radit_jax import command
 
 CONFIG = command.config_flag()
 PARTS = flags.DEFINE_list("parts", None, "Which tables; default: all.")
+FIGURES = flags.DEFINE_string("figures", None, "Where the tables go as figures, an SVG file each; default: nowhere.")
 SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds of every training.")
 
 
@@ -24,6 +27,8 @@ def main(arguments: list[str]) -> None:
     pipeline = command.pipeline(CONFIG)
     pipeline.check_trainings()
     value = reproduction.make(pipeline.config, pipeline.workdir, PARTS.value or list(reproduction.PARTS), list(map(int, SEEDS.value)))
+    if FIGURES.value:
+        reproduction.draw(value, Path(FIGURES.value))
     print(reproduction.text(value))
 
 

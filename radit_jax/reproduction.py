@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from radit_jax import artifacts, distributed, trainings
 from radit_jax.errors import InputError
-from radit_jax.evaluation import metrics, report
+from radit_jax.evaluation import figures, metrics, report
 from radit_jax.inputs import with_fields
 from radit_jax.logbook import say
 from radit_jax.pipeline import Pipeline
@@ -185,6 +185,23 @@ def _table(part: str, cells: Sequence[Mapping[str, Any]]) -> str:
     for name, found in differences(cells).items():
         lines.append(f"{name}: {report.signed(found)}" + "".join(f"; {report.signed(of_seed)}" for of_seed in found["by_seed"]))
     return "\n".join(lines)
+
+
+def draw(value: Mapping[str, Any], folder: Path) -> None:
+    """Every part as a figure: exact match by k and system (`PART.svg`), or what differs from what (`PART.svg`)."""
+    for part in dict.fromkeys(cell["part"] for cell in value["cells"]):
+        cells = [cell for cell in value["cells"] if cell["part"] == part]
+        title, by_cell = f"{part}: {PARTS[part].about}", grouped(cells)
+        if PARTS[part].ks and len(PARTS[part].variants) == 1:
+            lines: dict[str, dict[int, Any]] = {}
+            for (_, system, k), of_cell in by_cell.items():
+                lines.setdefault(system, {})[k] = summary(of_cell, "em")
+            figures.by_k(lines, folder / f"{part}.svg", title=title, y="exact match, %")
+            continue
+        metric = "em" if "em" in cells[0]["per_question"] else "mrr"
+        found = {name.partition(":")[0]: found for name, found in differences(cells).items() if metric in name.partition(":")[2]}
+        if found:
+            figures.differences(found, folder / f"{part}.svg", title=title, x=f"{metric}, points")
 
 
 def grouped(cells: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str, int], list[Mapping[str, Any]]]:
