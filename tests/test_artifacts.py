@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import threading
 
 import numpy as np
 import pytest
@@ -51,6 +53,28 @@ def test_what_was_interrupted_is_not_an_artifact_and_is_gone_on_with(tmp_path):
 
     made = artifacts.make(tmp_path, "stage", {"k": 1}, resumed)
     assert sorted(path.name for path in made.path.iterdir()) == ["first", artifacts.MANIFEST, "second"]
+    assert list(tmp_path.iterdir()) == [made.path]
+
+
+def test_of_two_runs_in_one_workdir_one_makes_an_artifact_and_the_other_waits_for_it(tmp_path, monkeypatch):
+    found, waiting, lock = [], threading.Event(), fcntl.flock
+    second = threading.Thread(target=lambda: found.append(artifacts.make(tmp_path, "stage", {"k": 1}, forbidden)))
+
+    def flock(held, operation):
+        if threading.current_thread() is second:
+            waiting.set()
+        lock(held, operation)
+
+    def write(folder):
+        second.start()
+        assert waiting.wait(30)  # the second run asks for what this one is making
+        return {"count": 1}
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    made = artifacts.make(tmp_path, "stage", {"k": 1}, write)
+    second.join(30)
+    (other,) = found
+    assert other.reused and other.path == made.path and other.facts == {"count": 1}
     assert list(tmp_path.iterdir()) == [made.path]
 
 

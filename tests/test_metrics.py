@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
@@ -49,6 +50,16 @@ def test_rank_recall_and_reciprocal_rank():
     assert metrics.retrieval_metrics(2, ks=(1, 3)) == {"recall@1": 0.0, "recall@3": 1.0, "mrr": 1 / 3}
     assert metrics.retrieval_metrics(0) == {"recall@1": 1.0, "recall@5": 1.0, "recall@10": 1.0, "mrr": 1.0}
     assert set(metrics.retrieval_metrics(None).values()) == {0.0}
+
+
+def test_where_the_answer_is_yes_or_no_a_passage_of_the_document_that_answers_is_right():
+    passages = [Passage("11", "", "No, they say."), Passage("1#1", "", "Half of them recovered."), Passage("1", "", "yes")]
+    example = Example("1", "?", "?", " yes", ("yes",), gold_id="1")
+    assert metrics.first_right(passages, example) == 1
+    assert metrics.first_right(passages[:1], example) is None
+    assert metrics.first_right(passages, dataclasses.replace(example, gold_id=None)) == 2  # nothing else is known
+    assert metrics.first_right(passages, dataclasses.replace(example, answers=("half",))) == 1
+    assert metrics.first_right(passages, dataclasses.replace(example, answers=("no", "half"))) == 0
 
 
 def test_bootstrap_intervals_are_deterministic_and_cover():

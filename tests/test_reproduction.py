@@ -130,6 +130,16 @@ def test_a_wrong_fold_is_named(fold):
         trainings.unseen(pipeline)
 
 
+def test_parts_are_drawn_as_figures(tmp_path):
+    systems = {"no retrieval": (0,), "LM-ft only": (1, 3), "both": (1, 3)}
+    cells = [cell(system=name, k=k, em=[1.0, float(name == "both"), 0.0]) for name, ks in systems.items() for k in ks]
+    cells += [{**cell(variant, "R-ft", 0, mrr=[mrr, 0.5]), "part": "target"} for variant, mrr in (("posterior", 1.0), ("prob", 0.5))]
+    reproduction.draw({"cells": cells}, tmp_path / "figures")
+    drawn = {path.name: path.read_text() for path in (tmp_path / "figures").iterdir()}
+    assert set(drawn) == {"dual.svg", "target.svg"}
+    assert all(name in drawn["dual.svg"] for name in systems) and "prob, R-ft − posterior, R-ft" in drawn["target.svg"]
+
+
 def test_an_unknown_part_and_a_wrong_seed_are_named(tmp_path):
     with pytest.raises(InputError, match="--parts names 'duel', expected some of dual, recipe, instruction"):
         reproduction.make(common.base(), tmp_path, ["duel"], [0])
