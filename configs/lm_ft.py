@@ -2,7 +2,7 @@
 
     python launch/train.py --config=configs/lm_ft.py --workdir=runs/lm_ft
 
-Variants: invented (default), nq_wiki, multi_task, few_shot, and the paper's numbers: llama_7b, llama_13b, llama_65b.
+Variants: invented (default), nq_wiki, pubmed_qa, multi_task, few_shot, and the paper's numbers: llama_7b, llama_13b, llama_65b.
 """
 
 from configs import common

@@ -2,7 +2,7 @@
 
     python launch/train.py --config=configs/lsr_ft.py --workdir=runs/lsr_ft
 
-Variants: invented (default), nq_wiki, dragon_plus (the paper's numbers).
+Variants: invented (default), nq_wiki, pubmed_qa, dragon_plus (the paper's numbers).
 """
 
 from configs import common
