@@ -55,6 +55,7 @@ _COMPLETION = {"lsr_ft.completion_examples": 3_000, "lsr_ft.completion_tokens": 
 PARTS: Mapping[str, Part] = {
     "dual": Part("the dual ablation", {"": {}}, tuple(ROWS), (1, 3, 5, 10)),
     "recipe": Part("the dual ablation at evaluate.k", {"": {}}, tuple(ROWS)),
+    "folds": Part("R-ft on questions that it has not seen", {"": {}}, tuple(RETRIEVERS)),
     "instruction": Part(
         "tuning without passages (IT) against tuning with them (RA-IT)",
         {"IT": {"lm_ft.passages": 0}, "RA-IT": {}},

@@ -141,7 +141,7 @@ def test_parts_are_drawn_as_figures(tmp_path):
 
 
 def test_an_unknown_part_and_a_wrong_seed_are_named(tmp_path):
-    with pytest.raises(InputError, match="--parts names 'duel', expected some of dual, recipe, instruction"):
+    with pytest.raises(InputError, match="--parts names 'duel', expected some of dual, recipe, folds, instruction"):
         reproduction.make(common.base(), tmp_path, ["duel"], [0])
     script = Path(__file__).parents[1] / "launch" / "reproduce.py"
     done = subprocess.run([sys.executable, str(script), "--seeds=a"], capture_output=True, text=True)

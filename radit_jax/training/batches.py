@@ -241,9 +241,8 @@ def lsr_batches(
         # As wide as the longest query of the whole batch, whichever process holds it.
         longest = bucket(max(int(padded[i].query_mask[n].sum()) for i, n in keys_Bx2), smallest=8)
         stacked |= {key: stacked[key][:, :longest] for key in ("query_tokens", "query_mask")}
-        if (
-            here is None or len(here) == batch
-        ) and "passage_mask" in stacked:  # of several processes none knows the others' longest passage
+        alone = here is None or len(here) == batch  # of several processes none knows the longest passage of the others
+        if alone and "passage_mask" in stacked:
             longest = bucket(int(stacked["passage_mask"].sum(-1).max()), smallest=16)
             stacked |= {key: stacked[key][..., :longest] for key in ("passage_tokens", "passage_mask")}
         return lsr_batch(stacked, line), keys_Bx2[:, 1]
