@@ -183,7 +183,8 @@ def test_attention_in_blocks_of_queries_is_attention(monkeypatch):
     whole = jax.jit(jax.value_and_grad(loss))(params)
     monkeypatch.setattr("radit_jax.models.lm.CPU_BLOCK", 16)
     jax.clear_caches()
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3), jax.jit(jax.value_and_grad(loss))(params), whole)
+    for found, expected in zip(jax.tree.leaves(jax.jit(jax.value_and_grad(loss))(params)), jax.tree.leaves(whole), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-3, atol=3e-4 * max(np.abs(expected).max(), 1))
 
 
 def test_too_small_a_cache_is_refused():

@@ -84,6 +84,19 @@ def as_bits(x: jax.Array) -> jax.Array:
     return jax.lax.bitcast_convert_type(x, jnp.uint16) if x.dtype == jnp.bfloat16 and for_cpu() else x
 
 
+@jax.custom_vjp
+def kept(x: jax.Array) -> jax.Array:
+    """x, which the remat policy "dots" keeps for the backward pass: on a CPU as bits, for XLA stacks bfloat16 value by value there."""
+    return _kept(x)
+
+
+def _kept(x: jax.Array) -> jax.Array:
+    return from_bits(checkpoint_name(as_bits(x), DOT))
+
+
+kept.defvjp(lambda x: (_kept(x), None), lambda _, cotangent: (cotangent,))
+
+
 def platform() -> str:
     """What is traced is for: the mesh in context may be of devices that are not here (a plan for TPUs, made on a CPU)."""
     device = jax.sharding.get_abstract_mesh().abstract_device
@@ -153,7 +166,7 @@ class Linear(nnx.Module):
         y = self.product(x)
         if self.bias is not None:
             y = y + over_rows(self.bias[...].astype(y.dtype), y.shape)
-        return checkpoint_name(y.astype(self.dtype), DOT)
+        return kept(y.astype(self.dtype))
 
     def product(self, x: jax.Array) -> jax.Array:
         """x @ kernel, in the compute dtype; float32 where a bias is still to be added."""
