@@ -27,6 +27,7 @@ from radit_jax.table import ROWS, System, row
 SYSTEMS: Mapping[str, System] = {**ROWS, "LM-ft, no retrieval": (True, None)}
 # Retrievers alone, asked the training questions: tuned? Each question by a query encoder that has not seen it (cross-validation).
 RETRIEVERS = {"untuned retriever": False, "R-ft": True}
+GAIN = ": R-ft − untuned retriever"
 FOLDS = 3
 # What is compared within a variant: (after, before).
 PAIRS = (
@@ -180,6 +181,8 @@ def _table(part: str, cells: Sequence[Mapping[str, Any]]) -> str:
     by_seed = columns[0]
     rows = [("variant", "system", "k", *columns, f"{by_seed} by seed")]
     for (variant, system, k), of_cell in grouped(cells).items():
+        if system == "untuned retriever" and variant != cells[0]["variant"]:
+            continue  # the same in every variant
         shown = [report.cell(summary(of_cell, metric)) for metric in columns]
         seeds = " / ".join(f"{100 * np.mean(cell['per_question'][by_seed]):.1f}" for cell in of_cell)
         rows.append((variant or "–", system, str(k) if k else "–", *shown, seeds))
@@ -200,10 +203,12 @@ def draw(value: Mapping[str, Any], folder: Path) -> None:
                 lines.setdefault(system, {})[k] = summary(of_cell, "em")
             figures.by_k(lines, folder / f"{part}.svg", title=title, y="exact match, %")
             continue
-        metric = "em" if "em" in cells[0]["per_question"] else "mrr"
-        found = {name.partition(":")[0]: found for name, found in differences(cells).items() if metric in name.partition(":")[2]}
+        metric = "em" if "em" in cells[0]["per_question"] else "recall@1"
+        found = {name.replace(f", {metric}", ""): found for name, found in differences(cells).items() if f", {metric}" in name}
+        if metric != "em":  # retrievers alone: what each variant gains
+            found = {name.removesuffix(GAIN): found for name, found in found.items() if name.endswith(GAIN)}
         if found:
-            figures.differences(found, folder / f"{part}.svg", title=title, x=f"{metric}, points")
+            figures.differences(found, folder / f"{part}.svg", title=title, x=f"{metric}, points{', R-ft − untuned' * (metric != 'em')}")
 
 
 def grouped(cells: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str, int], list[Mapping[str, Any]]]:
@@ -229,18 +234,18 @@ def differences(cells: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]
     found, by_cell = {}, grouped(cells)
     variants = list(dict.fromkeys(variant for variant, _, _ in by_cell))
     systems = dict.fromkeys(system for _, system, _ in by_cell)
-    compared = [((variant, after), (variant, before)) for variant in variants for after, before in PAIRS]
-    compared += [((variant, system), (variants[0], system)) for variant in variants[1:] for system in systems]
+    compared = {f"{variant}: " * bool(variant) + f"{a} − {b}": ((variant, a), (variant, b)) for variant in variants for a, b in PAIRS}
+    between = itertools.product(variants[1:], systems)
+    compared |= {f"{variant} − {variants[0]}: {system}": ((variant, system), (variants[0], system)) for variant, system in between}
     ks = sorted({k for _, _, k in by_cell})
-    for (after, before), metric, k in itertools.product(compared, COMPARED, ks):
+    for (name, (after, before)), metric, k in itertools.product(compared.items(), COMPARED, ks):
         pair = [by_cell.get((*one, k)) for one in (after, before)]
         if not all(pair) or any(metric not in cells[0]["per_question"] for cells in pair) or (metric != "em" and k != ks[-1]):
             continue  # ranks hang on no k
         mean = metrics.paired_difference(*(_by_question(of_cell, metric) for of_cell in pair))
         if any(mean["ci95"]):
             by_seed = [metrics.paired_difference(*(cell["per_question"][metric] for cell in of_seed)) for of_seed in zip(*pair)]
-            name = " − ".join(", ".join(filter(None, one)) for one in (after, before))
-            found[f"{name}: {metric}{f' at k = {k}' * (metric == 'em')}"] = {**mean, "by_seed": by_seed}
+            found[f"{name}, {metric}{f' at k = {k}' * (metric == 'em')}"] = {**mean, "by_seed": by_seed}
     return found
 
 

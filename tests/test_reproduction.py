@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
@@ -52,14 +53,14 @@ def test_systems_are_compared_within_a_variant_and_variants_beside_the_first():
     values = {"neither tuned": [0.0, 0.0, 1.0, 0.0], "LM-ft only": [1.0, 0.0, 1.0, 0.0], "both": [1.0, 1.0, 1.0, 0.0]}
     found = reproduction.differences([cell(system=name, em=em) for name, em in values.items()])
     assert {name: value["mean"] for name, value in found.items()} == {
-        "LM-ft only − neither tuned: em at k = 1": 0.25,
-        "both − LM-ft only: em at k = 1": 0.25,
-        "both − neither tuned: em at k = 1": 0.5,
+        "LM-ft only − neither tuned, em at k = 1": 0.25,
+        "both − LM-ft only, em at k = 1": 0.25,
+        "both − neither tuned, em at k = 1": 0.5,
     }
     variants = {"IT": [0.0, 0.0], "RA-IT": [1.0, 0.0]}
     found = reproduction.differences([cell(variant, em=em, mrr=[0.5, 0.5]) for variant, em in variants.items()])
-    assert list(found) == ["RA-IT, both − IT, both: em at k = 1"]  # the MRR is the same for every question
-    assert found["RA-IT, both − IT, both: em at k = 1"]["mean"] == 0.5
+    assert list(found) == ["RA-IT − IT: both, em at k = 1"]  # the MRR is the same for every question
+    assert found["RA-IT − IT: both, em at k = 1"]["mean"] == 0.5
 
 
 def test_a_difference_is_also_given_for_each_seed():
@@ -133,11 +134,16 @@ def test_a_wrong_fold_is_named(fold):
 def test_parts_are_drawn_as_figures(tmp_path):
     systems = {"no retrieval": (0,), "LM-ft only": (1, 3), "both": (1, 3)}
     cells = [cell(system=name, k=k, em=[1.0, float(name == "both"), 0.0]) for name, ks in systems.items() for k in ks]
-    cells += [{**cell(variant, "R-ft", 0, mrr=[mrr, 0.5]), "part": "target"} for variant, mrr in (("posterior", 1.0), ("prob", 0.5))]
-    reproduction.draw({"cells": cells}, tmp_path / "figures")
+    retrievers = {"untuned retriever": [0.0, 0.0, 1.0], "R-ft": [1.0, 0.0, 1.0]}
+    for variant, (name, found) in itertools.product(("posterior", "prob"), retrievers.items()):
+        cells.append({**cell(variant, name, 0, **{"recall@1": found}), "part": "target"})
+    value = {"cells": cells}
+    reproduction.draw(value, tmp_path / "figures")
     drawn = {path.name: path.read_text() for path in (tmp_path / "figures").iterdir()}
     assert set(drawn) == {"dual.svg", "target.svg"}
-    assert all(name in drawn["dual.svg"] for name in systems) and "prob, R-ft − posterior, R-ft" in drawn["target.svg"]
+    assert all(name in drawn["dual.svg"] for name in systems)
+    assert all(variant in drawn["target.svg"] for variant in ("posterior", "prob"))
+    assert reproduction.text(value).count("| untuned retriever |") == 1  # it is the same in every variant
 
 
 def test_an_unknown_part_and_a_wrong_seed_are_named(tmp_path):
