@@ -91,6 +91,7 @@ PARTS: Mapping[str, Part] = {
             },
             "log-prob, τ = 1, KL(p_R ‖ target)": {**_EQ4, "lsr_ft.direction": "retriever_first"},
             "log-prob, τ = 1, KL(target ‖ p_R)": _EQ4,
+            "log-prob, τ = 1, KL(target ‖ p_R), at 2e-5": {"lsr_ft.prior": 0.0},  # the posterior but for its prior
             "log-prob, τ = 1, KL(target ‖ p_R) + KL(p_R ‖ untuned)": {**_EQ4, "lsr_ft.anchor": 1.0},
             "mean log-prob, τ = 0.1, KL(target ‖ p_R)": {**_EQ4, "lsr_ft.score": "mean_logprob", "lsr_ft.tau": 0.1},
             "posterior of the tuned LM": {"lsr_ft.scorer": "tuned"},
