@@ -39,9 +39,8 @@ def export(pipeline: Pipeline, folder: Path, dtype: str) -> str:
 
 def _card(pipeline: Pipeline, kind: str, lm_tuned: bool, retriever_tuned: bool, dtype: str) -> card.Card:
     c = pipeline.config
-    both = c.lsr_ft.encoders == trainings.BOTH
     bases = {card.LM: c.lm.checkpoint, card.QUERY_ENCODER: c.retriever.query_encoder, card.DOCUMENT_ENCODER: c.retriever.document_encoder}
-    tuned = {card.LM: lm_tuned, card.QUERY_ENCODER: retriever_tuned, card.DOCUMENT_ENCODER: both and retriever_tuned}[kind]
+    tuned = {card.LM: lm_tuned, card.QUERY_ENCODER: retriever_tuned, card.DOCUMENT_ENCODER: pipeline.tunes_documents(retriever_tuned)}[kind]
     return card.Card(
         kind=kind,
         base=_short(bases[kind]) if Path(bases[kind]).exists() else bases[kind],  # OWNER/NAME may be a folder here

@@ -114,9 +114,8 @@ def sets(config: ConfigDict, part: str) -> list[tuple[Card, list[Question]]]:
             continue
         card = training_sets.card_for(source)
         how = {"split": card.split_of(c.split), "limit": c.limit or None, "max_bad_records": config.corpus.max_bad_records}
-        found.append((card, load(card, **how)))
-        if config.corpus.source.startswith(CONTEXTS) and card.name == training_sets.card_for(_of_contexts(config.corpus.source)).name:
-            found.append(_open_book(*found.pop()))
+        questions = load(card, **how)
+        found.append(_open_book(card, questions) if _holds_texts_of(config.corpus.source, card) else (card, questions))
     if len(found) == 1:
         return found
     if twice := [name for name, count in collections.Counter(card.name for card, _ in found).items() if count > 1]:
@@ -139,6 +138,10 @@ def _open_book(card: Card, questions: list[Question]) -> tuple[Card, list[Questi
     """The questions without their texts, which are in the corpus now, and are to be found there."""
     asked = [dataclasses.replace(question, context=None, gold_id=question.id) for question in questions]
     return dataclasses.replace(card, retrieval="passages"), asked
+
+
+def _holds_texts_of(corpus_source: str, card: Card) -> bool:
+    return corpus_source.startswith(CONTEXTS) and training_sets.card_for(_of_contexts(corpus_source)).name == card.name
 
 
 def _of_contexts(corpus_source: str) -> str:

@@ -124,7 +124,7 @@ class Pipeline:
 
     def _vectors_artifact(self, tuned: bool = False) -> Artifact:
         c = self.config.retriever
-        tuned = self._tunes_documents(tuned)
+        tuned = self.tunes_documents(tuned)
         encoder = self.tuned_retriever.fingerprint if tuned else self.inputs["retriever.document_encoder"]
         made_from = {"passages": self.passages.fingerprint, "encoder": encoder}
         made_from |= {key: c[key] for key in ("pooling", "normalize", "dtype", "vector_dtype", "max_passage_tokens")}
@@ -144,7 +144,7 @@ class Pipeline:
 
         return self.stage("vectors" + "-tuned" * tuned, made_from, write)
 
-    def _tunes_documents(self, tuned: bool) -> bool:
+    def tunes_documents(self, tuned: bool) -> bool:
         """Whether the tuned retriever (tuned: is it asked for?) has vectors of its own: in the paper it has not."""
         return tuned and self.config.lsr_ft.encoders == trainings.BOTH
 
@@ -154,7 +154,7 @@ class Pipeline:
 
     def searcher_of(self, tuned: bool) -> search.Searcher:
         """The index of the untuned or the tuned retriever: the same, unless R-ft tunes both encoders."""
-        tuned = self._tunes_documents(tuned)
+        tuned = self.tunes_documents(tuned)
         if tuned not in self._searchers:
             self._searchers[tuned] = self._open_searcher(tuned)
         return self._searchers[tuned]
@@ -281,7 +281,7 @@ class Pipeline:
         return lora.adapted(lm, LoraOptions(**self.config.lm_ft.lora.to_dict()), seed=self.config.seed, place=place)
 
     def query_encoder(self, tuned: bool) -> nnx.Module:
-        if self._tunes_documents(tuned):
+        if self.tunes_documents(tuned):
             return self._tuned_pair().query
         encoder = self._load_encoder(self.config.retriever.query_encoder, "float32", self.mesh)
         if tuned:
@@ -291,7 +291,7 @@ class Pipeline:
     def document_encoder(self, tuned: bool = False, dtype: str = "float32", mesh: Mesh | None = None) -> nnx.Module:
         """Frozen in R-ft, unless lsr_ft.encoders says that both are tuned."""
         mesh = mesh or self.mesh
-        if self._tunes_documents(tuned):
+        if self.tunes_documents(tuned):
             return self._tuned_pair(mesh, dtype).document
         return self._load_encoder(self.config.retriever.document_encoder, dtype, mesh)
 

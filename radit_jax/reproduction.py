@@ -173,8 +173,14 @@ def text(value: Mapping[str, Any]) -> str:
 
     Then the differences, the mean of the seeds first and each seed's after it.
     """
-    parts = dict.fromkeys(cell["part"] for cell in value["cells"])
-    return "\n\n".join(_table(name, [cell for cell in value["cells"] if cell["part"] == name]) for name in parts)
+    return "\n\n".join(_table(part, cells) for part, cells in _by_part(value).items())
+
+
+def _by_part(value: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any]]]:
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for cell in value["cells"]:
+        found.setdefault(cell["part"], []).append(cell)
+    return found
 
 
 def _table(part: str, cells: Sequence[Mapping[str, Any]]) -> str:
@@ -195,8 +201,7 @@ def _table(part: str, cells: Sequence[Mapping[str, Any]]) -> str:
 
 def draw(value: Mapping[str, Any], folder: Path) -> None:
     """Every part as a figure: exact match by k and system (`PART.svg`), or what differs from what (`PART.svg`)."""
-    for part in dict.fromkeys(cell["part"] for cell in value["cells"]):
-        cells = [cell for cell in value["cells"] if cell["part"] == part]
+    for part, cells in _by_part(value).items():
         title, by_cell = f"{part}: {PARTS[part].about}", grouped(cells)
         if PARTS[part].ks and len(PARTS[part].variants) == 1:
             lines: dict[str, dict[int, Any]] = {}

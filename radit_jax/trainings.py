@@ -17,7 +17,7 @@ from radit_jax.asking import Asking
 from radit_jax.data import corpus, mixture
 from radit_jax.data.card import Card
 from radit_jax.data.prompts import completion_example
-from radit_jax.data.tokenizer import load_tokenizer
+from radit_jax.data.tokenizer import Tokenizer, load_tokenizer
 from radit_jax.errors import InputError
 from radit_jax.evaluation import tasks
 from radit_jax.inputs import listed
@@ -137,7 +137,6 @@ ENCODERS = QUERY, BOTH = "query", "both"  # lsr_ft.encoders: what R-ft trains
 def r_ft(pipeline: Pipeline) -> Artifact:
     """R-ft (Eq. 5): the query encoder alone, or both, from the stored LM scores."""
     config, c = pipeline.config, pipeline.config.lsr_ft
-    document = config.retriever.document_encoder
     examples = [example for _, of_set in r_ft_sets(pipeline).values() for example in of_set]
     if not examples and not c.completion_examples:
         found = ", ".join(pipeline.train_sets)
@@ -159,13 +158,14 @@ def r_ft(pipeline: Pipeline) -> Artifact:
         "score_scale": config.retriever.score_scale,
         "seed": config.seed,
     }
-    if c.encoders == BOTH:
+    both, document = c.encoders == BOTH, config.retriever.document_encoder
+    if both:
         made_from |= {"document_encoder": pipeline.inputs["retriever.document_encoder"]}
         made_from |= {key: config.retriever[key] for key in ("pooling", "normalize", "max_passage_tokens")}
 
     def write(folder: Path) -> dict[str, Any]:
         return tune.query_encoder(
-            pipeline.dual_encoder() if c.encoders == BOTH else pipeline.query_encoder(tuned=False),
+            pipeline.dual_encoder() if both else pipeline.query_encoder(tuned=False),
             load_tokenizer(config.retriever.query_encoder),
             {name: (artifact.path, retrieval) for name, (artifact, retrieval) in scored.items()},
             pipeline.searcher,
@@ -177,7 +177,7 @@ def r_ft(pipeline: Pipeline) -> Artifact:
             mesh=pipeline.mesh,
             seed=config.seed,
             loggers=listed(config.loggers),
-            read_passages=_passage_reader(document, config.retriever.max_passage_tokens) if c.encoders == BOTH else None,
+            read_passages=passage_reader(load_tokenizer(document), config.retriever.max_passage_tokens) if both else None,
         )
 
     return pipeline.stage("lsr_ft", made_from, write)
@@ -195,9 +195,8 @@ def unseen(pipeline: Pipeline) -> list[Example]:
     return questions[int(numbers[1]) - 1 :: int(numbers[2])]
 
 
-def _passage_reader(document_encoder: str, width: int) -> Callable[[list[str]], tuple[np.ndarray, np.ndarray]]:
+def passage_reader(tokenizer: Tokenizer, width: int) -> Callable[[list[str]], tuple[np.ndarray, np.ndarray]]:
     """texts → (tokens_KxT, mask_KxT) for the document encoder, always `width` tokens wide."""
-    tokenizer = load_tokenizer(document_encoder)
 
     def read(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
         tokens_KxT, mask_KxT = tokenizer.encode_with_specials(texts, width)

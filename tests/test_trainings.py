@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import json
 from pathlib import Path
@@ -15,7 +16,7 @@ from flax import nnx
 from torture import FIELDS, export_models
 
 from configs import common
-from radit_jax import inputs, sharding
+from radit_jax import inputs, sharding, trainings
 from radit_jax.errors import InputError
 from radit_jax.inputs import with_fields
 from radit_jax.models.encoder import DualEncoder
@@ -35,15 +36,7 @@ def config(tmp_path_factory):
 
 
 def dual_source(width: int = 16) -> batches.LsrSource:
-    def read(texts):
-        tokens, mask = tiny.tokenizer().encode_with_specials(texts, width)
-        room = [(0, 0), (0, width - tokens.shape[1])]
-        return np.pad(tokens, room), np.pad(mask, room)
-
-    source = tiny.lsr_source()
-    return batches.LsrSource(
-        source.retrieved, source.scores, source.vectors, source.query_tokens, source.query_mask, source.score_scale, read
-    )
+    return dataclasses.replace(tiny.lsr_source(), read_passages=trainings.passage_reader(tiny.tokenizer(), width))
 
 
 def test_a_step_of_both_encoders_embeds_the_passages_and_moves_both():
