@@ -52,7 +52,7 @@ class Workdir:
         self.config = ConfigDict({"evaluate": {"k": K, "batch_tokens": 600}, "retriever": retriever})
         self.held, self.loaded, self.queries = has, [], []
         self.passages = passages or PASSAGES
-        self.searcher = self.store = self
+        self.store = self
 
     def has(self, stage: str) -> bool:
         return stage in self.held
@@ -70,6 +70,9 @@ class Workdir:
             return np.stack([np.random.default_rng(seed).normal(size=tiny.ENCODER_CONFIG.width) for seed in seeds]).astype(np.float32)
 
         return embed
+
+    def searcher_of(self, tuned: bool) -> "Workdir":
+        return self
 
     def search(self, queries_BxE, k):
         scores_BxN = queries_BxE @ tiny.vectors().T
