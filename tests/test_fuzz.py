@@ -25,6 +25,7 @@ import numpy as np
 import pytest
 import tiny
 from absl import flags
+from asgi import JSON, request
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ml_collections import config_flags
@@ -32,7 +33,7 @@ from pdfs import pdf
 from processes import ROOT
 from safetensors.numpy import save
 
-from radit_jax import command, inputs
+from radit_jax import command, inputs, web
 from radit_jax.data import corpus, prompts, training_sets
 from radit_jax.data.questions import Question
 from radit_jax.data.records import BadRecords, json_lines
@@ -441,6 +442,56 @@ def test_more_layers_than_tensors_are_refused_at_once():
         (folder / "config.json").write_bytes(line_of({**HF_CONFIG, "num_hidden_layers": 90_000}))
         with pytest.raises(InputError, match="2 tensors, expected those of 90,000 layers"):
             load_lm(str(folder))
+
+
+# -- POST /ask -----------------------------------------------------------------------------------------------------------------------
+
+long_text = st.builds(lambda text, times: text * times, any_text, st.integers(0, 300))
+near_turn = st.fixed_dictionaries({"role": st.sampled_from(("user", "assistant")) | any_text, "content": long_text | half_pairs})
+by_turns = st.lists(long_text, max_size=6).map(
+    lambda said: [{"role": ("user", "assistant")[n % 2], "content": text} for n, text in enumerate(said)]
+)
+near_request = st.fixed_dictionaries(
+    {"question": long_text | half_pairs | any_value},
+    optional={"history": by_turns | st.lists(near_turn | any_value, max_size=4) | any_value},
+)
+any_body = st.one_of(
+    near_request.map(line_of), any_value.map(line_of), near_request.map(line_of).flatmap(damaged), st.binary(max_size=40), any_line,
+    st.integers(0, 2 * web.BODY).map(lambda size: b" " * size),
+)  # fmt: skip
+any_header = st.text(st.characters(codec="latin-1"), max_size=30)
+
+
+@fuzzed
+@given(
+    any_body,
+    st.just(JSON) | any_header,
+    st.just("localhost") | any_header,
+    st.integers(1, 1 << 16),
+    st.sampled_from(("POST", "GET", "PUT")),
+)
+def test_requests_to_the_page(body, kind, host, part, method):
+    pytest.importorskip("starlette", reason="the page needs starlette (pip install -e '.[web]')")
+    heard = []
+
+    def answer(asked):
+        heard.extend(asked)
+        return [{"systems": {}} for _ in asked]
+
+    app = web.make_app(answer)
+    status, headers, content = within_memory(
+        lambda: request(app, method, "/ask", body, kind=kind, host=host, part=max(part, len(body) // 50))
+    )
+    assert status in (200, 400, 405, 413, 415) and headers.items() >= web.HEADERS.items()
+    if "json" in headers.get("content-type", ""):
+        value = json.loads(content)
+        assert set(value) == ({"systems"} if status == 200 else {"error"})
+        said = value.get("error", "x")
+        assert said.strip() and len(said.splitlines()) == 1 and len(said) < LONGEST
+    assert len(heard) == (status == 200)
+    for question in heard:
+        assert 0 < len(question.question) <= web.QUESTION and sum(map(len, question.history)) <= web.HISTORY
+        "".join((question.question, *question.history)).encode()  # no half characters
 
 
 # -- configs -------------------------------------------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ from radit_jax.models.layers import Linear
 from radit_jax.models.lm import LM
 from radit_jax.models.lora import LoraOptions
 from radit_jax.pipeline import Pipeline
+from radit_jax.planning import flops
 from radit_jax.training import optim, steps
 from radit_jax.types import LmBatch
 
@@ -161,8 +162,8 @@ def gradients(graphdef, batch, params, *frozen) -> dict[str, np.ndarray]:
 WIDE = dataclasses.replace(tiny.LM_CONFIG, vocab_size=64, width=192, layers=12, heads=4, kv_heads=4, head_dim=48, mlp_width=512)
 
 
-def bytes_of_a_step(options: LoraOptions, remat: str) -> int:
-    """Of arguments and all that is there in between, for weights that are far larger than what a batch needs."""
+def of_wide_weights(options: LoraOptions, remat: str):
+    """(arguments of a step for weights that are far larger than what a batch needs, the step)."""
     model = nnx.eval_shape(lambda: lora.adapted(LM(dataclasses.replace(WIDE, remat=remat), rngs=nnx.Rngs(0)), options))
     graphdef, params, *frozen = lora.split(model)
     tx = optim.make_optimizer(tiny.OPTIMIZER, tiny.STEPS)
@@ -170,7 +171,13 @@ def bytes_of_a_step(options: LoraOptions, remat: str) -> int:
     ints, floats = (functools.partial(jax.ShapeDtypeStruct, dtype=dtype) for dtype in ("int32", "float32"))
     batch = LmBatch(*(ints((1, 1, 8)) for _ in range(3)), ints((1, 1, 2)), ints((1, 1, 2)), floats((1, 1, 2)))
     step = steps.compile_step(steps.lm_step, graphdef, tx, state, tiny.mesh(1, 1), sharding.LM_RULES, frozen=frozen)
-    found = step.lower(state, batch, *frozen).compile().memory_analysis()
+    return (state, batch, *frozen), step
+
+
+def bytes_of_a_step(options: LoraOptions, remat: str) -> int:
+    """Of arguments and all that is there in between."""
+    arguments, step = of_wide_weights(options, remat)
+    found = step.lower(*arguments).compile().memory_analysis()
     return found.argument_size_in_bytes + found.temp_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes
 
 
@@ -184,6 +191,13 @@ def test_a_step_keeps_frozen_weights_once_and_quantized_ones_in_their_bits(quant
 def test_a_step_in_which_all_weights_learn_keeps_them_four_times():
     weights = 4 * sum(leaf.size for leaf in jax.tree.leaves(nnx.split(nnx.eval_shape(lambda: LM(WIDE, rngs=nnx.Rngs(0))))[1]))
     assert bytes_of_a_step(LoraOptions(), remat="none") > 4 * weights  # with gradients and two moments
+
+
+@pytest.mark.parametrize(("options", "passes"), [(LoraOptions(rank=2), 2), (LoraOptions(rank=2, quantize="int8"), 2), (LoraOptions(), 3)])
+def test_gradients_of_frozen_weights_are_not_computed(options, passes):
+    arguments, step = of_wide_weights(options, remat="none")
+    forward = 2 * 8 * flops.matrices(WIDE)  # tokens times weights, a multiplication and an addition each
+    assert flops.of(step.trace(*arguments).jaxpr).counted == pytest.approx(passes * forward, rel=0.05)
 
 
 # -- quantized --------------------------------------------------------------------------------------------------------------------------

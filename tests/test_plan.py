@@ -299,3 +299,16 @@ def test_the_plan_of_a_training_step_holds_its_state_and_says_how_long_the_run_t
     assert 0.7 < found["flops_asked"] / found["flops"] < 0.8
     assert found["utilisation"] == pytest.approx(found["flops_asked"] / found["least_s"] / (8 * 459e12))
     assert found["days"] == pytest.approx(36 * found["least_s"] / 86_400) and found["chip_hours"] == pytest.approx(found["days"] * 24 * 8)
+
+
+@needs_libtpu
+def test_the_plan_of_low_rank_maps_holds_8b_frozen_in_bfloat16_on_one_chip():
+    fields = {"lm.checkpoint": "meta-llama/Meta-Llama-3-8B", "lm.remat": "full", "lm_ft.lora.rank": 16}
+    fields |= {"lm_ft.rows": 4, "lm_ft.row_length": 2048, "lm_ft.output_slots": 512}
+    done = call("--config=configs/lm_ft.py", *[f"--config.{k}={v}" for k, v in fields.items()], "--topology=v6e:1x1", "--json", "--quick")
+    assert done.returncode == 0 and done.stderr == "", done.stderr[-3000:]
+    (found,) = json.loads(done.stdout)["programs"]
+    parameters = 8_030_261_248  # of Llama 3 8B
+    assert 2 * parameters < found["arguments"] < 2.02 * parameters and found["fits"]
+    # The gradients of weights are not computed: forward, again, and back, of which two are asked for.
+    assert 0.6 < found["flops_asked"] / found["flops"] < 0.7

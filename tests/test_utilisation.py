@@ -12,6 +12,7 @@ from configs import common
 from radit_jax import sharding
 from radit_jax.benchmarks import utilisation
 from radit_jax.errors import InputError
+from radit_jax.models import lora
 from radit_jax.planning import flops, programs, shapes
 
 SHAPE = {
@@ -50,13 +51,27 @@ def test_operations_are_those_of_the_program_where_every_token_sees_every_token(
     B, T = 2, 64
     slots = B * programs.TARGET
     # attention in blocks of CPU_BLOCK queries: one block here
-    assert flops.of(traced.jaxpr).counted == utilisation._work(lm, B * T, slots, B * T * T, times=1)["operations"]
+    assert flops.of(traced.jaxpr).counted == utilisation._work(lm, B * T, slots, B * T * T, flops.FORWARD)["operations"]
 
 
-def test_a_backward_pass_is_two_forward_passes(config):
+def test_a_backward_pass_is_two_forward_passes_and_that_of_frozen_weights_one(config):
     lm = shapes.lm_config(config.lm.checkpoint)
-    once, thrice = (utilisation._work(lm, 1000, 100, 5000, times=times)["operations"] for times in (1, 3))
-    assert thrice == 3 * once
+    ways = (flops.FORWARD, flops.FROZEN, flops.TRAINING)
+    (once, _, thrice), products = ([flops.asked(lm, 1000, 100, pairs, times) for times in ways] for pairs in (5000, 0))
+    assert thrice == 3 * once and products == [products[0], 2 * products[0], 3 * products[0]]
+
+
+@pytest.mark.parametrize("quantize", ["", "nf4"])
+def test_a_step_of_low_rank_maps_holds_the_rest_frozen_and_runs(config, quantize):
+    everything = program(config, "lm_step")
+    config.lm_ft.lora.rank, config.lm_ft.lora.targets, config.lm_ft.lora.quantize = 4, ".*", quantize
+    adapted = program(config, "lm_step")
+    state, _, frozen = adapted.arguments
+    assert len(jax.tree.leaves(state.params)) == 2 * len(lora.MAPS)
+    assert {str(leaf.dtype) for leaf in jax.tree.leaves(frozen)} == ({"float32", "uint8"} if quantize else {"float32"})
+    assert adapted.asked < everything.asked  # nobody asks for the gradients of frozen weights
+    (result,) = utilisation.bench(config, kinds=["lm_step"], repetitions=1)
+    assert result["operations"] > 0
 
 
 def test_bytes_of_decoding_are_weights_and_filled_slots(config):

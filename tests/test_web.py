@@ -5,16 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 import shutil
 import threading
 
 import pytest
+from asgi import JSON, request
 
 from radit_jax import web
 from radit_jax.desk import Busy, Desk
 from radit_jax.errors import InputError
 
-JSON = "application/json"
 SCRIPT = "<script>window.hit=1</script><img src=x onerror='window.hit=1'>"
 
 
@@ -35,26 +36,6 @@ def told(question: str) -> dict:
 
 def answer(asked) -> list[dict]:
     return [told(one.question) for one in asked]
-
-
-def request(app, method: str, path: str, body=b"", *, host="127.0.0.1:7860", kind=JSON, part=1 << 16) -> tuple[int, dict[str, str], bytes]:
-    """Status, headers and body of one request to an ASGI application, which reads the body in parts."""
-    parts = [body[start : start + part] for start in range(0, len(body), part)] or [b""]
-    messages = [{"type": "http.request", "body": one, "more_body": n + 1 < len(parts)} for n, one in enumerate(parts)]
-    sent: list[dict] = []
-
-    async def receive():
-        return messages.pop(0) if messages else {"type": "http.disconnect"}
-
-    async def send(message):
-        sent.append(message)
-
-    headers = [(b"host", host.encode()), (b"content-type", kind.encode())]
-    scope = {"type": "http", "http_version": "1.1", "scheme": "http", "method": method, "path": path, "raw_path": path.encode()}
-    scope |= {"query_string": b"", "headers": headers, "server": ("127.0.0.1", 7860), "client": ("127.0.0.1", 1), "root_path": ""}
-    asyncio.run(app(scope, receive, send))
-    head = {name.decode().lower(): value.decode() for name, value in sent[0]["headers"]}
-    return sent[0]["status"], head, b"".join(message.get("body", b"") for message in sent[1:])
 
 
 @pytest.fixture
@@ -262,7 +243,7 @@ def test_everything_is_served_with_headers_and_nothing_comes_from_elsewhere(app)
         status, headers, body = request(app, "GET", path)
         assert status == 200 and headers["content-type"].startswith(kind) and body == (web.PAGE / name).read_bytes()
         text = body.decode().replace("http://www.w3.org/2000/svg", "")
-        assert "//" not in text.replace("// Everything", "") and "innerHTML" not in text and "style=" not in text
+        assert not re.search(r"//(?! )", text) and "innerHTML" not in text and "style=" not in text
     for path, host in (("/", "localhost"), ("/nowhere", "localhost"), ("/", "evil.example")):
         _, headers, _ = request(app, "GET", path, host=host)
         assert {name: headers.get(name) for name in web.HEADERS} == web.HEADERS
@@ -336,6 +317,37 @@ def test_a_browser_asks_and_shows_what_the_corpus_says_as_text(app, browser):
         assert "not in this workdir: both" in page.locator("#status").inner_text()
         assert page.evaluate("window.hit") is None and page.locator("#systems script, #systems img").count() == 0
         assert complaints == [] and elsewhere == []
+
+
+def test_a_browser_follows_up_with_what_was_said_and_begins_anew(browser):
+    histories = []
+
+    def hears(asked):
+        histories.extend(one.history for one in asked)
+        return answer(asked)
+
+    with serving(web.make_app(hears)) as address:
+        page = browser.new_page()
+        page.goto(address)
+        assert page.locator("#follow").is_hidden()
+        said = f"Vane {SCRIPT}"  # by the last system
+        for text, button, before in (
+            ("moss?", "#send", ()),
+            ("tern?", "#follow", ("moss?", said)),
+            ("oak?", "#follow", ("moss?", said, "tern?", said)),
+            ("fir?", "#send", ()),
+        ):
+            page.fill("#question", text)
+            page.click(button)
+            page.wait_for_selector(f"#status:has-text('{text}')")
+            assert histories[-1] == before
+            assert tuple(page.locator("#said li").all_inner_texts()) == before
+        assert page.locator("#said").is_hidden() and page.evaluate("window.hit") is None
+        for text in ("x" * 1_999 + "?", "y" * 1_999 + "?", "z" * 1_999 + "?", "v" * 1_999 + "?", "w?", "u?"):
+            page.fill("#question", text)
+            page.click("#follow")
+            page.wait_for_selector(f"#status:has-text('{text}')")
+        assert sum(map(len, histories[-1])) <= web.HISTORY and histories[-1][-2] == "w?"
 
 
 def test_a_browser_shows_what_was_refused_and_can_ask_again(browser):

@@ -113,7 +113,7 @@ def ready(program: Program, c: ConfigDict) -> tuple[Callable[[], None], dict[str
 
 
 def _lm_step(program: Program, c: ConfigDict) -> tuple[Callable[[], None], dict[str, Any]]:
-    abstract, batch = program.arguments
+    abstract, batch, *frozen = program.arguments
     config = shapes.lm_config(c.lm.checkpoint)
     A, B, T = batch.tokens_BxT.shape
     rows = [_row(T, seed) for seed in range(A * B)]
@@ -125,15 +125,14 @@ def _lm_step(program: Program, c: ConfigDict) -> tuple[Callable[[], None], dict[
     segments, positions = (np.stack(part) for part in list(zip(*rows))[:2])
     arrays = (_tokens(A * B, T, config), positions, segments, slots_NxP, _tokens(*slots_NxP.shape, config), weights_NxP)
     filled = LmBatch(*(_put(array.reshape(shape.shape), shape) for array, shape in zip(arrays, jax.tree.leaves(batch))))
-    places = sharding.shardings(abstract, sharding.LM_RULES, program.mesh)
-    state = jax.tree.map(lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), abstract, places)
-    held = {"state": _random(state)}
+    state, *frozen = (_random(programs.placed(tree, program.mesh, sharding.LM_RULES)) for tree in (abstract, *frozen))
+    held = {"state": state}
 
     def run() -> None:
-        held["state"], metrics = program.function(held["state"], filled)
+        held["state"], metrics = program.function(held["state"], filled, *frozen)
         jax.block_until_ready(metrics)
 
-    return run, _work(config, A * B * T, int(weights_NxP.sum()), sum(map(_pairs, segments)), times=3)
+    return run, _work(config, A * B * T, int(weights_NxP.sum()), sum(map(_pairs, segments)), flops.FROZEN if frozen else flops.TRAINING)
 
 
 def _score(program: Program, c: ConfigDict) -> tuple[Callable[[], None], dict[str, Any]]:
@@ -159,7 +158,7 @@ def _score(program: Program, c: ConfigDict) -> tuple[Callable[[], None], dict[st
         with jax.set_mesh(program.mesh):
             jax.block_until_ready(program.function(graphdef, params, *arrays))
 
-    return run, _work(config, B * T, int((slots_MxP >= 0).sum()), sum(map(_pairs, segments_BxT)), times=1)
+    return run, _work(config, B * T, int((slots_MxP >= 0).sum()), sum(map(_pairs, segments_BxT)), flops.FORWARD)
 
 
 def _prefill(program: Program, c: ConfigDict) -> tuple[Callable[[], None], dict[str, Any]]:
@@ -173,7 +172,7 @@ def _prefill(program: Program, c: ConfigDict) -> tuple[Callable[[], None], dict[
         with jax.set_mesh(program.mesh):
             jax.block_until_ready(program.function(graphdef, params, *arrays, new))
 
-    return run, _work(config, B * K * T, B * K, B * K * T * (T + 1) // 2, times=1)
+    return run, _work(config, B * K * T, B * K, B * K * T * (T + 1) // 2, flops.FORWARD)
 
 
 def _decode(program: Program, c: ConfigDict) -> tuple[Callable[[], None], dict[str, Any]]:
@@ -210,8 +209,8 @@ def _decode(program: Program, c: ConfigDict) -> tuple[Callable[[], None], dict[s
 MAKERS = {"lm_step": _lm_step, "score": _score, "prefill": _prefill, "decode": _decode}
 
 
-def _work(config: LmConfig, tokens: int, outputs: int, pairs: int, *, times: int) -> dict[str, Any]:
-    return {"tokens": tokens, "operations": flops.asked(config, tokens, outputs, pairs, times=times), "bytes": 0}
+def _work(config: LmConfig, tokens: int, outputs: int, pairs: int, times: flops.Times) -> dict[str, Any]:
+    return {"tokens": tokens, "operations": flops.asked(config, tokens, outputs, pairs, times), "bytes": 0}
 
 
 # -- arrays -----------------------------------------------------------------------------------------------------------------------------

@@ -40,15 +40,20 @@ def contract(spec: str, a: jax.Array, b: jax.Array, dtype: str, out: str = "floa
 
 
 def _contract_forward(spec, a, b, dtype, out):
-    return contract(spec, a, b, dtype, out), (a, b)
+    # () for an operand that is to have a gradient, None for a frozen one: the structure is known while the backward pass is traced.
+    wanted = tuple(() if operand.perturbed else None for operand in (a, b))
+    return contract(spec, a.value, b.value, dtype, out), (a.value, b.value, wanted)
 
 
 def _contract_backward(spec, dtype, out, operands, cotangent):
-    a, b = operands
+    a, b, (a_wanted, b_wanted) = operands
     operands, letters = spec.split("->")
     a_letters, b_letters = operands.split(",")
-    a_bar = _contract_into(a_letters, (letters, cotangent), (b_letters, b), dtype, a.dtype.name)
-    b_bar = _contract_into(b_letters, (a_letters, a), (letters, cotangent), dtype, b.dtype.name)
+    a_bar = b_bar = None
+    if a_wanted is not None:
+        a_bar = _contract_into(a_letters, (letters, cotangent), (b_letters, b), dtype, a.dtype.name)
+    if b_wanted is not None:
+        b_bar = _contract_into(b_letters, (a_letters, a), (letters, cotangent), dtype, b.dtype.name)
     return a_bar, b_bar
 
 
@@ -62,7 +67,7 @@ def _contract_into(letters: str, left: tuple[str, jax.Array], right: tuple[str, 
     return contract(f"{a_letters},{b_letters}->{letters}", a, b, dtype, out)
 
 
-contract.defvjp(_contract_forward, _contract_backward)
+contract.defvjp(_contract_forward, _contract_backward, symbolic_zeros=True)
 
 
 def dot(x: jax.Array, kernel: jax.Array, dtype: str, out: str = "float32", *, transposed: bool = False) -> jax.Array:

@@ -2,10 +2,14 @@
 
 // Everything that comes from the server is put in as text, never as HTML.
 
+// Characters of what was said before that the server takes.
+const MOST_SAID = 8000;
 const ALL = ["closed book", "neither tuned", "LM-ft only", "both"];
 const form = document.getElementById("form");
 const question = document.getElementById("question");
 const send = document.getElementById("send");
+const follow = document.getElementById("follow");
+const before = document.getElementById("said");
 const status = document.getElementById("status");
 const systems = document.getElementById("systems");
 const legend = document.getElementById("legend");
@@ -68,11 +72,24 @@ function say(text, wrong) {
   status.classList.toggle("wrong", Boolean(wrong));
 }
 
-async function asked(text) {
+// The conversation so far: {role, content} by turns.
+let said = [];
+
+function remembered(turns) {
+  const size = turns.reduce((sum, turn) => sum + turn.content.length, 0);
+  return size > MOST_SAID ? remembered(turns.slice(2)) : turns;
+}
+
+function show(turns) {
+  before.replaceChildren(...turns.map((turn) => element("li", turn.role, turn.content || "(nothing)")));
+  before.hidden = turns.length === 0;
+}
+
+async function asked(text, history) {
   const response = await fetch("/ask", {
     method: "POST",
     headers: { "content-type": "application/json" },
-    body: JSON.stringify({ question: text }),
+    body: JSON.stringify({ question: text, history }),
   });
   const value = await response.json();
   if (!response.ok) throw new Error(value.error);
@@ -82,10 +99,15 @@ async function asked(text) {
 form.addEventListener("submit", async (event) => {
   event.preventDefault();
   if (send.disabled) return;
-  send.disabled = true;
+  send.disabled = follow.disabled = true;
+  const history = event.submitter === follow ? said : [];
   say("Answering\u2026");
   try {
-    const value = await asked(question.value);
+    const value = await asked(question.value, history);
+    const last = Object.values(value.systems).at(-1);
+    said = remembered([...history, { role: "user", content: value.question }, { role: "assistant", content: last.answer }]);
+    show(history);
+    follow.hidden = false;
     systems.replaceChildren(...Object.entries(value.systems).map(([name, of]) => system(name, of)));
     legend.hidden = false;
     const missing = ALL.filter((name) => !(name in value.systems));
@@ -93,6 +115,6 @@ form.addEventListener("submit", async (event) => {
   } catch (error) {
     say(error instanceof TypeError || error instanceof SyntaxError ? "The server does not answer." : error.message, true);
   } finally {
-    send.disabled = false;
+    send.disabled = follow.disabled = false;
   }
 });

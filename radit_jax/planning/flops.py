@@ -35,18 +35,28 @@ class Operations(NamedTuple):
 NONE = Operations(0, 0)
 
 
+class Times(NamedTuple):
+    """How often products with weights are computed, and those of attention: a backward pass has the gradients of both operands."""
+
+    products: int
+    attention: int
+
+
+FORWARD, TRAINING, FROZEN = Times(1, 1), Times(3, 3), Times(2, 3)  # FROZEN: the gradients of weights are not asked for
+
+
 def of(program: core.ClosedJaxpr, endless: int = 1) -> Operations:
     """The operations of a traced program. Loops that end by what they compute (decoding) are taken to run `endless` times."""
     return _count(program.jaxpr, endless)
 
 
-def asked(config: LmConfig, tokens: int, outputs: int, pairs: int, *, times: int) -> int:
+def asked(config: LmConfig, tokens: int, outputs: int, pairs: int, times: Times) -> int:
     """What a task asks for, however it is computed: products of `tokens` with the layers and of `outputs` with the vocabulary, attention
-    over `pairs` of tokens; `times` 3 with a backward pass, the gradients of both operands of every product.
+    over `pairs` of tokens. Low-rank maps (models/lora.py), some per cent of that, are left out.
     """
     products = tokens * matrices(config) + outputs * config.width * config.vocab_size
     attention = 2 * pairs * config.layers * config.heads * config.head_dim  # scores, and the sum of values
-    return 2 * times * (products + attention)
+    return 2 * (times.products * products + times.attention * attention)
 
 
 def matrices(config: LmConfig) -> int:

@@ -21,9 +21,10 @@ from radit_jax.errors import InputError
 from radit_jax.inference import decode as decoding
 from radit_jax.inference import score
 from radit_jax.inputs import with_dtypes
-from radit_jax.models import flash
+from radit_jax.models import flash, lora
 from radit_jax.models.attention import Segments, Trees
-from radit_jax.models.lm import LmConfig
+from radit_jax.models.lm import LM, LmConfig
+from radit_jax.models.lora import LoraOptions
 from radit_jax.planning import flops, shapes
 from radit_jax.retrieval import encode, exact
 from radit_jax.retrieval.candidates import QUERIES
@@ -76,14 +77,18 @@ def build(name: str, c: ConfigDict, mesh: Mesh, settings: Settings) -> Program:
 
 
 def lm_step(c: ConfigDict, mesh: Mesh, settings: Settings) -> Program:
-    """One update of LM-ft on the configured batch: float32 parameters and AdamW state, products in lm.dtype."""
-    config = _lm(c, mesh, settings, rows=c.lm_ft.row_length, param_dtype="float32", remat=c.lm.remat)
+    """One update of LM-ft on the configured batch: what learns and its AdamW state in float32, products and what is frozen in lm.dtype."""
+    options = LoraOptions(**c.lm_ft.lora.to_dict())
+    param_dtype = c.lm.dtype if options.rank else "float32"
+    config = _lm(c, mesh, settings, rows=c.lm_ft.row_length, param_dtype=param_dtype, remat=c.lm.remat)
     A, B, T, slots = c.lm_ft.accumulate, c.lm_ft.rows, c.lm_ft.row_length, c.lm_ft.output_slots
     sharding.check_rows(mesh, B, "lm_ft.rows")
     ints, floats = _rows(mesh, jnp.int32, lead=1), _rows(mesh, jnp.float32, lead=1)
     batch = LmBatch(*(ints(A, B, T) for _ in range(3)), ints(A, B, slots), ints(A, B, slots), floats(A, B, slots))
-    step, state = _step(steps.lm_step, abstract_lm(config), c.lm_ft.optimizer, c.lm_ft.steps, mesh, sharding.LM_RULES)
-    return Program("lm_step", mesh, step, (state, batch), A * B * T, "tokens", c.lm_ft.steps, **_asked(config, A * B, T, slots, times=3))
+    model = nnx.eval_shape(lambda: lora.adapted(LM(config, rngs=nnx.Rngs(0)), options))
+    step, *arguments = _step(steps.lm_step, model, c.lm_ft.optimizer, c.lm_ft.steps, mesh, sharding.LM_RULES)
+    asked = _asked(config, A * B, T, slots, flops.FROZEN if options.rank else flops.TRAINING)
+    return Program("lm_step", mesh, step, (arguments[0], batch, *arguments[1:]), A * B * T, "tokens", c.lm_ft.steps, **asked)
 
 
 def lsr_step(c: ConfigDict, mesh: Mesh, settings: Settings) -> Program:
@@ -112,7 +117,7 @@ def scoring(c: ConfigDict, mesh: Mesh, settings: Settings) -> Program:
     parts = mesh.shape[DATA]
     slots = ints(parts, B // parts * TARGET)
     arguments = (graphdef, params, ints(B, T), ints(B, T), rows, slots, slots)
-    return Program("score", mesh, score.target_logprobs, arguments, B * T, "tokens", **_asked(config, B, T, TARGET, times=1))
+    return Program("score", mesh, score.target_logprobs, arguments, B * T, "tokens", **_asked(config, B, T, TARGET, flops.FORWARD))
 
 
 def embed(c: ConfigDict, mesh: Mesh, settings: Settings) -> Program:
@@ -188,10 +193,10 @@ def _lm(c: ConfigDict, mesh: Mesh, settings: Settings, *, rows: int, param_dtype
     return dataclasses.replace(config, attention=flash.choose(kernel, config, rows, mesh.shape[MODEL]))
 
 
-def _asked(config: LmConfig, rows: int, row_length: int, outputs: int, *, times: int) -> dict[str, Any]:
+def _asked(config: LmConfig, rows: int, row_length: int, outputs: int, times: flops.Times) -> dict[str, Any]:
     """Of whole rows, each one instance with so many outputs."""
     pairs = rows * row_length * (row_length + 1) // 2
-    asked = flops.asked(config, rows * row_length, rows * outputs, pairs, times=times)
+    asked = flops.asked(config, rows * row_length, rows * outputs, pairs, times)
     return {"asked": asked, "note": f"{config.attention} attention"}
 
 
@@ -203,18 +208,23 @@ def _encoder(c: ConfigDict, mesh: Mesh, name: str, dtype: str) -> nnx.Module:
     return abstract_encoder(config)
 
 
-def _step(step: Callable, model: nnx.Module, o: ConfigDict, total: int, mesh: Mesh, rules, **static: Any) -> tuple[Any, PyTree]:
-    """(the compiled step of this model, its abstract state)."""
-    graphdef, params = nnx.split(model)
+def _step(step: Callable, model: nnx.Module, o: ConfigDict, total: int, mesh: Mesh, rules, **static: Any) -> tuple[Any, ...]:
+    """(the compiled step of this model, its abstract state, what is frozen beside it if the model is adapted)."""
+    graphdef, params, *frozen = lora.split(model)
     tx = optim.make_optimizer(optim.OptimizerOptions(**o.to_dict()), total)
     state = jax.eval_shape(lambda params: steps.init_state(params, tx), params)
-    return steps.compile_step(step, graphdef, tx, state, mesh, rules, **static), state
+    return steps.compile_step(step, graphdef, tx, state, mesh, rules, frozen=frozen, **static), state, *frozen
 
 
 def _placed(model: nnx.Module, mesh: Mesh, rules) -> tuple[nnx.GraphDef, PyTree]:
     graphdef, params = nnx.split(model)
-    places = sharding.shardings(params, rules, mesh)
-    return graphdef, jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), params, places)
+    return graphdef, placed(params, mesh, rules)
+
+
+def placed(tree: PyTree, mesh: Mesh, rules) -> PyTree:
+    """Shapes with the places that the rule table gives them."""
+    places = sharding.shardings(tree, rules, mesh)
+    return jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), tree, places)
 
 
 def _ensemble(c: ConfigDict, mesh: Mesh, settings: Settings) -> tuple[LmConfig, nnx.GraphDef, PyTree, tuple[int, int, int]]:
