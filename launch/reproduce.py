@@ -26,7 +26,7 @@ def main(arguments: list[str]) -> None:
 
     pipeline = command.pipeline(CONFIG)
     pipeline.check_trainings()
-    value = reproduction.make(pipeline.config, pipeline.workdir, PARTS.value or list(reproduction.PARTS), list(map(int, SEEDS.value)))
+    value = reproduction.make(pipeline, PARTS.value or list(reproduction.PARTS), list(map(int, SEEDS.value)))
     if FIGURES.value:
         reproduction.draw(value, Path(FIGURES.value))
     print(reproduction.text(value))

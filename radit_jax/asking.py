@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import collections
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from radit_jax.artifacts import Artifact
+from radit_jax.artifacts import Artifact, digest
 from radit_jax.data.prompts import background_prompt
 from radit_jax.data.questions import Question
 from radit_jax.data.training_sets import evaluation_questions
@@ -19,7 +21,13 @@ from radit_jax.retrieval.retrieve import Retrieval
 if TYPE_CHECKING:
     from radit_jax.pipeline import Pipeline
 
-DEPTH = 10  # passages looked at for recall@10, whatever the ensemble's k
+
+def askings(pipeline: Pipeline, sources: Sequence[str]) -> list[Asking]:
+    """The tasks of these names. InputError where two have one name."""
+    chosen = [tasks.task_for(source) for source in sources]
+    if twice := [name for name, count in collections.Counter(task.name for task in chosen).items() if count > 1]:
+        raise InputError(f"the task {twice[0]} is named twice")
+    return [Asking(pipeline, task) for task in chosen]
 
 
 class Asking:
@@ -48,7 +56,7 @@ class Asking:
         """The passages by the untuned or the tuned query encoder; None without retrieval, and for a task that has none."""
         if tuned is None or not self.task.retrieve:
             return None
-        depth = max(self.pipeline.config.evaluate.k, DEPTH)
+        depth = self.pipeline.depth(self.pipeline.config.evaluate.k)
         return self.pipeline.retrieved(f"task-{self.task.name}", self.examples, depth, tuned=tuned)
 
     def options(self, tuned: bool | None) -> evaluate.EvaluateOptions:
@@ -61,9 +69,18 @@ class Asking:
         found = self.retrieved(tuned)
         return evaluate.run_task(self.task, self.asked, ensemble, None if found is None else list(found[1]), self.options(tuned))
 
-    def facts(self) -> list[Any]:
-        """What of the questions changes their answers, for fingerprints."""
-        return [(one.example.id, one.example.prompt, one.example.background, one.choices, one.example.answers) for one in self.asked]
+    def made_from(self, tuned: bool | None) -> dict[str, Any]:
+        """What the answers of a given LM hang on, for fingerprints: questions, passages, options. Passages are found now."""
+        c, task, options, found = self.pipeline.config, self.task, self.options(tuned), self.retrieved(tuned)
+        return {
+            "task": [task.name, task.score, task.metric],
+            "dtype": c.lm.dtype,
+            "max_tokens": c.lm.max_tokens,
+            "retrieved": found[0].fingerprint if found else None,
+            "questions": digest([(*evaluate.read_of(one.example), one.choices) for one in self.asked]),
+            "before": options.before,
+            "options": {"k": options.k, "level": options.level, "score_scale": options.score_scale, "max_new_tokens": task.max_new_tokens},
+        }
 
     def _questions(self, task: Task, split: str) -> list[Question]:
         most = self.pipeline.config.corpus.max_bad_records

@@ -107,7 +107,7 @@ class Shelf:
     def _indexes(self, vectors: Artifact) -> Iterator[Artifact]:
         """What was searched in their place; what is retrieved does not name it."""
         for one in self.by_fingerprint.values():
-            if one.manifest["stage"] == "index" and one.manifest["made_from"]["vectors"] == vectors.fingerprint:
+            if one.manifest["stage"].startswith("index") and one.manifest["made_from"]["vectors"] == vectors.fingerprint:
                 yield one
 
 
@@ -184,7 +184,7 @@ def _add_passages(
     k, answers = made_from["options"]["k"], question["answers"]
     if not member.passages:
         return
-    question["first"][retriever] = metrics.first_hit([passage.content for passage in member.passages], answers)
+    question["first"][retriever] = metrics.first_right(member.passages, member.example)
     weights_K = np.exp(passage_logweights(member.scores_K[:k], made_from["score_scale"]))
     said = list(zip(record.get("own_texts", ()), record.get("own_logprobs", ())))
     apart = made_from["options"]["level"] == "sequence" and len(said) == k
@@ -244,16 +244,21 @@ def _tasks(workdir: Path) -> dict[str, Any] | None:
     return json.loads(path.read_text()) if path.exists() else None
 
 
-def versions(pipeline: Pipeline) -> dict[str, str]:
-    """Of what wrote the page: packages, Python, platform and devices. No more: an environment may hold what is nobody's business."""
+def package_versions(names: Iterable[str]) -> dict[str, str]:
+    """Of those that are installed."""
     found = {}
-    for name in PACKAGES:
+    for name in names:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
+    return found
+
+
+def versions(pipeline: Pipeline) -> dict[str, str]:
+    """Of what wrote the page: packages, Python, platform and devices. No more: an environment may hold what is nobody's business."""
     devices = pipeline.mesh.devices
     shown = f"{devices.size} × {devices.flat[0].device_kind} ({devices.flat[0].platform}), {distributed.count()} process(es)"
     system = f"{platform.system()} {platform.machine()}"
-    return {**found, "python": platform.python_version(), "platform": system, "devices": shown}
+    return {**package_versions(PACKAGES), "python": platform.python_version(), "platform": system, "devices": shown}
 
 
 def flat(config: ConfigDict | Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:

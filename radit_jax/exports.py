@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from radit_jax import trainings
+from radit_jax import dossier, trainings
 from radit_jax.data.tokenizer import load_tokenizer
 from radit_jax.evaluation import report
+from radit_jax.paths import last_part
 from radit_jax.pipeline import Pipeline
 from radit_jax.weights import card
 from radit_jax.weights.export import export_encoder, export_lm
@@ -43,15 +43,16 @@ def _card(pipeline: Pipeline, kind: str, lm_tuned: bool, retriever_tuned: bool, 
     tuned = {card.LM: lm_tuned, card.QUERY_ENCODER: retriever_tuned, card.DOCUMENT_ENCODER: pipeline.tunes_documents(retriever_tuned)}[kind]
     return card.Card(
         kind=kind,
-        base=_short(bases[kind]) if Path(bases[kind]).exists() else bases[kind],  # OWNER/NAME may be a folder here
+        base=last_part(bases[kind]) if Path(bases[kind]).exists() else bases[kind],  # OWNER/NAME may be a folder here
         tuned=tuned,
         dtype=dtype if kind == card.LM else "float32",
         score_scale=c.retriever.score_scale,
-        corpus=f"{_short(c.corpus.source)}, {len(pipeline.store):,} passages of at most {c.corpus.max_words} words",
+        corpus=f"{last_part(c.corpus.source)}, {len(pipeline.store):,} passages of at most {c.corpus.max_words} words",
         data=_data(pipeline, kind) if tuned else {},
         settings=_settings(pipeline, kind) if tuned else {},
         table=_table(pipeline) if lm_tuned or retriever_tuned else "",
-        versions={name: metadata.version(name) for name in DESCRIBED},
+        pair="both" if lm_tuned and retriever_tuned else "",
+        versions=dossier.package_versions(DESCRIBED),
     )
 
 
@@ -59,10 +60,14 @@ def _data(pipeline: Pipeline, kind: str) -> dict[str, int]:
     """The sets of one training, by name, with their examples."""
     c = pipeline.config
     sets = (trainings.lm_ft_sets if kind == card.LM else trainings.r_ft_sets)(pipeline)
-    found = {name: len(examples) for name, (_, examples) in sets.items()}
     if kind == card.LM:
+        found = {name: len(examples) for name, (_, examples) in sets.items()}
         plain = c.lm_ft.mixture.text_share and not c.lm_ft.mixture.text_source
         return found | ({"plain text of the corpus": len(pipeline.store)} if plain else {})
+    left_out = {example.id for example in trainings.unseen(pipeline)}
+    found = {name: sum(example.id not in left_out for example in examples) for name, (_, examples) in sets.items()}
+    if c.lsr_ft.completion_share == 1:  # the questions tell which step is the best, and no more
+        found = {}
     if trainings.completes(pipeline):
         found["completion of the corpus"] = len(trainings.completion_examples(pipeline))
     return found
@@ -71,7 +76,7 @@ def _data(pipeline: Pipeline, kind: str) -> dict[str, int]:
 def _settings(pipeline: Pipeline, kind: str) -> dict[str, Any]:
     c = pipeline.config
     part = "lm_ft" if kind == card.LM else "lsr_ft"
-    settings = {key: value for key, value in c[part].to_dict().items() if key not in ("checkpoint_every", "log_every", "dev_tasks")}
+    settings = {key: value for key, value in c[part].to_dict().items() if key not in (*trainings.CHANGE_NOTHING, "dev_tasks")}
     if kind == card.LM:
         settings["mixture"] = {key: value for key, value in settings["mixture"].items() if key != "text_source"}
     return {part: settings, "retrieval": c.retrieval.to_dict(), "seed": c.seed}
@@ -88,8 +93,3 @@ def _table(pipeline: Pipeline) -> str:
     head = ("system", *report.COLUMNS, "n")
     rows = [(row["name"], *(report.cell(row["metrics"].get(name)) for name in report.COLUMNS), str(row["n"])) for row in value["rows"]]
     return report.markdown([head, *rows])
-
-
-def _short(source: str) -> str:
-    """A source without the folders it lies in."""
-    return source.rstrip("/").rpartition("/")[2]

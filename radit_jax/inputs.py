@@ -50,13 +50,13 @@ def claim(config: ConfigDict, workdir: Path, *, keep: bool = True) -> dict[str, 
     check_pair(config.retriever.query_encoder, config.retriever.document_encoder)
     path = workdir / INPUTS_FILE
     before = read_json(path) if path.exists() else found
-    changed = [f"{field} was {before.get(field)}, now {value}" for field, value in found.items() if before.get(field) != value]
+    changed = [f"{field} was {before[field]}, now {value}" for field, value in found.items() if before.get(field, value) != value]
     if changed:
         raise InputError(f"{workdir} was made with other inputs ({'; '.join(changed)}): choose another --workdir")
     distributed.meet("the workdir is claimed")  # nobody writes it before all have read it
     if keep and distributed.leads():
         workdir.mkdir(parents=True, exist_ok=True)
-        artifacts.write_json(path, found)
+        artifacts.write_json(path, before | found)
         artifacts.write_json(workdir / CONFIG_FILE, config.to_dict())
     return found
 
@@ -124,13 +124,13 @@ def sets(config: ConfigDict, part: str) -> list[tuple[Card, list[Question]]]:
     return list(named)
 
 
-def contexts(config: ConfigDict) -> list[Passage]:
+def contexts(source: str, max_bad_records: int) -> list[Passage]:
     """The corpus `contexts:SET`: a document for every question of the set, with the question's id. InputError if it has no texts."""
-    card = training_sets.card_for(_of_contexts(config.corpus.source))
-    questions = training_sets.load_questions(card, split=card.split_of(""), max_bad_records=config.corpus.max_bad_records)
+    card = training_sets.card_for(_of_contexts(source))
+    questions = training_sets.load_questions(card, split=card.split_of(""), max_bad_records=max_bad_records)
     found = [Passage(question.id, "", question.context) for question in questions if question.context]
     if not found:
-        raise InputError(f"{config.corpus.source}: the questions of {card.name} have no texts that they are asked about")
+        raise InputError(f"{source}: the questions of {card.name} have no texts that they are asked about")
     return found
 
 

@@ -7,6 +7,11 @@ from pathlib import Path
 from radit_jax.errors import InputError
 
 
+def last_part(source: str) -> str:
+    """A path, as text, without the folders it lies in, which are nobody's business."""
+    return source.rstrip("/").rpartition("/")[2]
+
+
 def named(name: str | Path) -> Path:
     """The path of `name`, "~" included. InputError for what no file system takes: an unknown "~user", a name too long, a NUL."""
     try:

@@ -32,16 +32,19 @@ from radit_jax.data.card import Card
 from radit_jax.data.instances import InstanceMaker
 from radit_jax.data.tokenizer import Tokenizer, load_tokenizer
 from radit_jax.errors import InputError
+from radit_jax.evaluation import metrics
 from radit_jax.inference.ensemble import Ensemble
 from radit_jax.inference.score import Scorer, score_retrieval
 from radit_jax.logbook import say
 from radit_jax.models import flash, lora
 from radit_jax.models.encoder import DualEncoder
+from radit_jax.models.lm import REMAT
 from radit_jax.models.lora import LoraOptions
 from radit_jax.retrieval import embed, retrieve, scann, search
 from radit_jax.retrieval.encode import encoding
 from radit_jax.retrieval.vectors import Vectors, open_vectors
 from radit_jax.training import loop, tune
+from radit_jax.training.optim import OptimizerOptions, make_optimizer
 from radit_jax.types import Example, Passage
 from radit_jax.weights.encoder import load_encoder
 from radit_jax.weights.lm import load_lm
@@ -70,10 +73,11 @@ class NotMade(Exception):
 class Pipeline:
     """Every stage of one config in one workdir. Properties and methods make what they need first, or open what is there.
 
-    A dry one makes nothing and leaves the workdir as it is: NotMade for what is not there.
+    A dry one makes nothing and leaves the workdir as it is: NotMade for what is not there. Without `keep` the config does not become the
+    workdir's, with which launch scripts open it: for one of many variants.
     """
 
-    def __init__(self, config: ConfigDict, workdir: str | Path, *, dry: bool = False):
+    def __init__(self, config: ConfigDict, workdir: str | Path, *, dry: bool = False, keep: bool = True):
         self.workdir, self.dry = Path(workdir), dry
         self.mesh = sharding.make_mesh(config.mesh.data, config.mesh.model)
         self.config = config = inputs.with_dtypes(config, self.mesh.devices.flat[0].platform)
@@ -85,14 +89,20 @@ class Pipeline:
         self.seconds: dict[str, float] = {}
         self._loaded: tuple[bool, nnx.Module] | None = None
         self._searchers: dict[bool, search.Searcher] = {}  # tuned vectors? →
-        self.inputs = inputs.claim(config, self.workdir, keep=not dry)
+        self.inputs = inputs.claim(config, self.workdir, keep=keep and not dry)
 
     def check_trainings(self) -> None:
-        """InputError where the mesh does not divide a batch, or a logger is not there: told before hours of retrieval and scores."""
-        logbook.check_loggers(inputs.listed(self.config.loggers))
-        LoraOptions(**self.config.lm_ft.lora.to_dict())
-        sharding.check_rows(self.mesh, self.config.lm_ft.rows, "lm_ft.rows")
-        sharding.check_rows(self.mesh, self.config.lsr_ft.batch, "lsr_ft.batch")
+        """InputError where the mesh does not divide a batch, or an option is none: told before hours of retrieval and scores."""
+        c = self.config
+        logbook.check_loggers(inputs.listed(c.loggers))
+        LoraOptions(**c.lm_ft.lora.to_dict())
+        trainings.lsr_options(c)
+        for part in (c.lm_ft, c.lsr_ft):
+            make_optimizer(OptimizerOptions(**part.optimizer.to_dict()), 1)
+        if c.lm.remat not in REMAT:
+            raise InputError(f"lm.remat is {c.lm.remat!r}, expected {', '.join(REMAT)}")
+        sharding.check_rows(self.mesh, c.lm_ft.rows, "lm_ft.rows")
+        sharding.check_rows(self.mesh, c.lsr_ft.batch, "lsr_ft.batch")
 
     # -- corpus, vectors, index ---------------------------------------------------------------------------------------------------------
 
@@ -102,17 +112,17 @@ class Pipeline:
         made_from = {"source": self.inputs["corpus.source"], "max_words": c.max_words}
 
         def write(folder: Path) -> dict[str, Any]:
-            documents = self.documents()
+            documents = self.documents(c.source)
             return corpus.build_store(documents, folder, max_words=c.max_words) if distributed.leads() else {}
 
         return self.stage("passages", made_from, write)
 
-    def documents(self) -> Iterable[Passage]:
-        """The corpus as it is given, before it is split into passages."""
-        c = self.config.corpus
-        if c.source.startswith(inputs.CONTEXTS):
-            return inputs.contexts(self.config)
-        return inputs.invented(c.source).corpus() if inputs.is_invented(c.source) else corpus.documents(c.source, c.max_bad_records)
+    def documents(self, source: str) -> Iterable[Passage]:
+        """A corpus as it is given, before it is split into passages."""
+        most_bad = self.config.corpus.max_bad_records
+        if source.startswith(inputs.CONTEXTS):
+            return inputs.contexts(source, most_bad)
+        return inputs.invented(source).corpus() if inputs.is_invented(source) else corpus.documents(source, most_bad)
 
     @functools.cached_property
     def store(self) -> corpus.PassageStore:
@@ -172,6 +182,10 @@ class Pipeline:
         index = self.stage("index" + "-tuned" * tuned, made_from, lambda folder: scann.build_index(folder, vectors, parts=c.index_parts))
         return scann.ScannSearcher.load(index.path, vectors)
 
+    def depth(self, k: int = 0) -> int:
+        """How many passages of a question are looked at: the ensemble's k, and those of recall@10 where the corpus has as many."""
+        return max(k, min(metrics.DEPTH, len(self.store)))
+
     # -- questions → examples → passages --------------------------------------------------------------------------------------------------
 
     @functools.cached_property
@@ -197,6 +211,7 @@ class Pipeline:
             "index": {key: self.config.retriever[key] for key in ("index", "index_parts", "approx_recall")},
             "queries": artifacts.digest([(e.id, e.query, e.exclude) for e in examples]),
             "query_encoder": self.tuned_retriever.fingerprint if tuned else self.inputs["retriever.query_encoder"],
+            "max_query_tokens": self.config.retriever.max_query_tokens,
             "k": k,
         }
 
@@ -254,14 +269,17 @@ class Pipeline:
         """The LM for scoring and answering, stored in the compute dtype (in float32 for export). One is held at a time."""
         if full_precision or self._loaded is None or self._loaded[0] != tuned:
             self._loaded = None
-            dtype = "float32" if full_precision else self.config.lm.dtype
+            c = self.config.lm
+            dtype = param_dtype = "float32" if full_precision else c.dtype
             if tuned:
                 tuned_params = self.tuned_lm.path / tune.PARAMS  # trained first, so that no two LMs are in memory
-            lm = self._load_lm(dtype, param_dtype=dtype)
+                if self.config.lm_ft.lora.quantize:
+                    param_dtype = c.dtype  # what was quantized
+            lm = self._load_lm(dtype, param_dtype=param_dtype)
             if tuned:
                 lm = self._adapted(lm)  # as it was trained
                 nnx.update(lm, load_params(tuned_params, lora.split(lm)[1]))
-                lm = lora.merged(lm)
+                lm = lora.merged(lm, dtype)
             self._loaded = (tuned, lm)
         return self._loaded[1]
 
@@ -326,9 +344,18 @@ class Pipeline:
         place, check = sharding.placer(mesh, sharding.ENCODER_RULES), functools.partial(sharding.check_encoder, mesh)
         return load_encoder(name, pooling=c.pooling or None, normalize=normalize, dtype=dtype, place=place, check=check)
 
-    def has(self, stage: str) -> bool:
-        """Whether this workdir holds the whole artifact of a stage, of any settings."""
-        return any((folder / artifacts.MANIFEST).exists() for folder in self.workdir.glob(f"{stage}-*") if folder.suffix != ".partial")
+    def has(self, training: str) -> bool:
+        """Whether this workdir holds what a training ("lm_ft", "lsr_ft") with these settings makes; says if what it holds is of others."""
+        was, self.dry = self.dry, True
+        try:
+            _ = self.tuned_lm if training == "lm_ft" else self.tuned_retriever
+            return True
+        except NotMade as missing:
+            if any((folder / artifacts.MANIFEST).exists() for folder in self.workdir.glob(f"{training}-*") if folder.suffix != ".partial"):
+                say(f"{training}: this workdir holds one of other settings ({missing} of these is not there)")
+            return False
+        finally:
+            self.dry = was
 
     # -- shared ---------------------------------------------------------------------------------------------------------------------------
 

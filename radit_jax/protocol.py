@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,9 +9,8 @@ from typing import Any
 
 from radit_jax import artifacts, distributed
 from radit_jax.artifacts import Artifact
-from radit_jax.asking import Asking
-from radit_jax.errors import InputError
-from radit_jax.evaluation import evaluate, paper, report, tasks
+from radit_jax.asking import Asking, askings
+from radit_jax.evaluation import evaluate, paper, report
 from radit_jax.pipeline import Pipeline
 from radit_jax.table import ROWS
 
@@ -22,10 +20,7 @@ def make(pipeline: Pipeline, names: Sequence[str], sources: Sequence[str]) -> di
 
     What is there already is not asked again.
     """
-    chosen = [tasks.task_for(source.strip()) for source in sources]
-    if twice := [name for name, count in collections.Counter(task.name for task in chosen).items() if count > 1]:
-        raise InputError(f"the task {twice[0]} is named twice")
-    prepared = [Asking(pipeline, task) for task in chosen]
+    prepared = askings(pipeline, [source.strip() for source in sources])
     rows: dict[str, dict[str, Any]] = {name: {} for name in names}
     for name in names:  # one LM after the other: one is held at a time
         for asking in prepared:
@@ -52,21 +47,10 @@ def text(value: dict[str, Any]) -> str:
 
 def row(pipeline: Pipeline, asking: Asking, name: str) -> Artifact:
     """`row.json`, `per_question.json` and `answers.json` of a task by one system."""
-    c, task = pipeline.config, asking.task
+    task = asking.task
     lm_tuned, retriever_tuned = ROWS[name]
-    found = asking.retrieved(retriever_tuned)
-    options = asking.options(retriever_tuned)
-    made_from = {
-        "name": name,
-        "task": [task.name, task.score, task.metric],
-        "lm": pipeline.tuned_lm.fingerprint if lm_tuned else pipeline.inputs["lm.checkpoint"],
-        "dtype": c.lm.dtype,
-        "max_tokens": c.lm.max_tokens,
-        "retrieved": found[0].fingerprint if found else None,
-        "questions": artifacts.digest(asking.facts()),
-        "before": options.before,
-        "options": {"k": options.k, "level": options.level, "score_scale": options.score_scale, "max_new_tokens": task.max_new_tokens},
-    }
+    lm = pipeline.tuned_lm.fingerprint if lm_tuned else pipeline.inputs["lm.checkpoint"]
+    made_from = {"name": name, "lm": lm, **asking.made_from(retriever_tuned)}
 
     def write(folder: Path) -> dict[str, Any]:
         ensemble = pipeline.ensemble(lm_tuned, max_new_tokens=task.max_new_tokens)

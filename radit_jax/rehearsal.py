@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 
 from radit_jax import table, trainings
+from radit_jax.artifacts import MANIFEST
 from radit_jax.data import corpus
 from radit_jax.data.instances import InstanceMaker
 from radit_jax.data.tokenizer import load_tokenizer
@@ -20,6 +21,7 @@ from radit_jax.evaluation import report
 from radit_jax.inference.score import Scorer
 from radit_jax.pipeline import SCANN_FROM, NotMade, Pipeline
 from radit_jax.progress import duration
+from radit_jax.training import tune
 from radit_jax.types import Passage
 
 SAMPLED = 50_000  # documents that are read to count passages
@@ -87,14 +89,14 @@ def _there(pipeline: Pipeline) -> set[str]:
     for way in ways:
         with contextlib.suppress(NotMade):
             way()
-    return set(pipeline.seconds) | ({"index"} if pipeline.has("index") else set())
+    return set(pipeline.seconds) | ({"index"} if any(pipeline.workdir.glob(f"index-[!t]*/{MANIFEST}")) else set())
 
 
 def _sample(pipeline: Pipeline) -> _Sample:
     with contextlib.suppress(NotMade):
         store = pipeline.store
         return _Sample(store.read(range(min(len(store), EMBEDDED))), len(store), True)
-    documents = iter(pipeline.documents())
+    documents = iter(pipeline.documents(pipeline.config.corpus.source))
     found = [
         passage for document in itertools.islice(documents, SAMPLED) for passage in corpus.split(document, pipeline.config.corpus.max_words)
     ]
@@ -117,12 +119,15 @@ def _costs(pipeline: Pipeline, sample: _Sample) -> Iterator[tuple[str, str, floa
     if c.goal != "lm_ft":
         asked = sum(len(examples) for _, examples in trainings.r_ft_sets(pipeline).values())
         completed = c.lsr_ft.completion_examples if trainings.completes(pipeline) else 0
+        by_tuned = "-tuned" * trainings.SCORERS[c.lsr_ft.scorer]
         for name, count, tokens in (("train", asked, prompt), ("completion", completed, of_lm + 2 * c.lsr_ft.completion_tokens)):
             if count:
-                yield f"lm_scores-{name}", f"{count * k:,} outputs scored", 0, count * k * tokens, 0
-        by_questions = asked and c.lsr_ft.completion_share < 1
-        drawn = c.lsr_ft.epochs * (asked / (1 - c.lsr_ft.completion_share) if by_questions else completed)
-        yield "lsr_ft", f"{drawn:,.0f} questions, with repetition", TRAINING * drawn * QUESTION, 0, 0
+                yield f"lm_scores-{name}{by_tuned}", f"{count * k:,} outputs scored", 0, count * k * tokens, 0
+        t = c.lsr_ft
+        drawn = t.batch * tune.planned_steps(t, round(asked * (1 - t.validation)), completed)
+        yield "lsr_ft", f"{drawn:,} questions, with repetition", TRAINING * drawn * QUESTION, 0, 0
+        if pipeline.tunes_documents(True):
+            yield "vectors-tuned", sample.shown, sample.count * of_encoder, 0, 0
     if c.goal != "lsr_ft":
         t = c.lm_ft
         tokens = t.steps * t.accumulate * t.rows * t.row_length

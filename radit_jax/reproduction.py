@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ml_collections import ConfigDict
 
 from radit_jax import artifacts, distributed, trainings
 from radit_jax.errors import InputError
@@ -119,20 +118,27 @@ COLUMNS = (*report.COLUMNS, "mrr")
 COMPARED = ("em", "recall@1", "mrr")
 
 
-def make(config: ConfigDict, workdir: str | Path, parts: Sequence[str], seeds: Sequence[int]) -> dict[str, Any]:
-    """Makes (or opens) all cells of the parts, and returns them as data, which `workdir/reproduction.json` gets after every variant."""
+def make(base: Pipeline, parts: Sequence[str], seeds: Sequence[int]) -> dict[str, Any]:
+    """Makes (or opens) all cells of the parts, and returns them as data, which `workdir/reproduction.json` gets after every variant.
+
+    The workdir stays that of `base`: a script that opens it without a config asks the recipe, not the last variant.
+    """
     if unknown := [name for name in parts if name not in PARTS]:
         raise InputError(f"--parts names {unknown[0]!r}, expected some of {', '.join(PARTS)}")
-    workdir, cells = Path(workdir), []
-    value: dict[str, Any] = {"cells": cells, "seconds": {}, "config": config.to_dict()}
+    cells: list[dict[str, Any]] = []
+    value: dict[str, Any] = {"cells": cells, "seconds": {}, "config": base.config.to_dict()}
     for name, seed in itertools.product(parts, seeds):
         for variant, changes in PARTS[name].variants.items():
-            pipeline = Pipeline(with_fields(config, {"seed": seed, **changes}), workdir)
+            pipeline = _variant(base, {"seed": seed, **changes})
             cells += _cells(pipeline, name, variant, seed)
             value["seconds"].setdefault(f"{name}{', ' * bool(variant)}{variant}", {})[seed] = pipeline.seconds
             if distributed.leads():
-                artifacts.write_json(workdir / FILE, value)
+                artifacts.write_json(base.workdir / FILE, value)
     return value
+
+
+def _variant(pipeline: Pipeline, changes: Mapping[str, Any]) -> Pipeline:
+    return Pipeline(with_fields(pipeline.config, changes), pipeline.workdir, keep=False)
 
 
 def _cells(pipeline: Pipeline, part: str, variant: str, seed: int) -> Iterator[dict[str, Any]]:
@@ -159,8 +165,8 @@ def _unseen(pipeline: Pipeline, tuned: bool) -> dict[str, list[float]]:
     """Recall and MRR of all questions of R-ft, a fold after the other, each by a query encoder that was trained on the other folds."""
     found: list[dict[str, float]] = []
     for fold in range(1, FOLDS + 1):
-        of_fold = Pipeline(with_fields(pipeline.config, {"lsr_ft.fold": f"{fold}/{FOLDS}"}), pipeline.workdir)
-        _, retrieval = of_fold.retrieved("unseen", trainings.unseen(of_fold), min(metrics.DEPTH, pipeline.config.retrieval.k), tuned)
+        of_fold = _variant(pipeline, {"lsr_ft.fold": f"{fold}/{FOLDS}"})
+        _, retrieval = of_fold.retrieved("unseen", trainings.unseen(of_fold), of_fold.depth(), tuned)
         found += [metrics.retrieval_metrics(metrics.first_right(member.passages, member.example)) for member in retrieval]
     return {name: [row[name] for row in found] for name in found[0]}
 

@@ -11,11 +11,10 @@ from radit_jax import artifacts, distributed
 from radit_jax.data import training_sets
 from radit_jax.errors import InputError
 from radit_jax.evaluation import metrics, report, retrieval, tasks
+from radit_jax.evaluation.findings import AFTER, BEFORE
 from radit_jax.evaluation.retrieval import BEIR, Judged
 from radit_jax.pipeline import Pipeline
 from radit_jax.types import Example
-
-BEFORE, AFTER = "untuned", "R-ft"
 
 
 def make(pipeline: Pipeline, sources: Sequence[str], *, k: int, folder: Path | None) -> dict[str, Any]:
@@ -29,6 +28,8 @@ def make(pipeline: Pipeline, sources: Sequence[str], *, k: int, folder: Path | N
     sets: dict[str, Any] = {}
     for source in sources:
         name, judged, examples = _questions(pipeline, source)
+        if name in sets:
+            raise InputError(f"the questions {name} are named twice")
         rows = {system: _measured(pipeline, name, judged, examples, k, tuned, folder, system) for system, tuned in systems.items()}
         per_question = {system: _columns(found) for system, found in rows.items()}
         sets[name] = {"n": len(judged), "systems": {system: metrics.summarize(found) for system, found in per_question.items()}}

@@ -14,6 +14,7 @@ from radit_jax.artifacts import Artifact
 from radit_jax.errors import InputError
 from radit_jax.evaluation import evaluate, metrics, report
 from radit_jax.logbook import say
+from radit_jax.paths import last_part
 from radit_jax.pipeline import Pipeline
 
 System = tuple[bool, bool | None]  # LM tuned?, query encoder tuned? None: no retrieval
@@ -61,16 +62,15 @@ def row(pipeline: Pipeline, name: str, system: System | None = None, asked: Conf
     lm_tuned, retriever_tuned = system or ROWS[name]
     c, examples = pipeline.config, pipeline.test_examples
     asked = asked or c.evaluate
-    k = max(asked.k, min(metrics.DEPTH, c.retrieval.k))  # recall@10 is reported whatever the ensemble's k
-    found = None if retriever_tuned is None else pipeline.retrieved("test", examples, k, tuned=retriever_tuned)
+    found = None if retriever_tuned is None else pipeline.retrieved("test", examples, pipeline.depth(asked.k), tuned=retriever_tuned)
     made_from = {
         "name": name,
         "lm": pipeline.tuned_lm.fingerprint if lm_tuned else pipeline.inputs["lm.checkpoint"],
         "dtype": c.lm.dtype,
         "retrieved": found[0].fingerprint if found else None,
         "score_scale": c.retriever.score_scale,
-        "questions": artifacts.digest([(e.id, e.prompt, e.answers) for e in examples]),
-        "options": asked.to_dict(),
+        "questions": artifacts.digest([evaluate.read_of(example) for example in examples]),
+        "options": {key: value for key, value in asked.to_dict().items() if key != "batch_tokens"},  # which changes no answer
         "max_tokens": c.lm.max_tokens,
     }
 
@@ -96,7 +96,7 @@ def chosen(pipeline: Pipeline, names: Sequence[str] | None) -> list[str]:
 
 def text(value: dict[str, Any]) -> str:
     """The table as people read it."""
-    title = f"RA-DIT on {value['config']['corpus']['source'].split('/')[-1]} (means in percent, 95 % bootstrap intervals)"
+    title = f"RA-DIT on {last_part(value['config']['corpus']['source'])} (means in percent, 95 % bootstrap intervals)"
     parts = [report.table(value["rows"], title=title)]
     if value["differences"]:
         parts.append(report.differences(value["differences"]))

@@ -13,16 +13,16 @@ from ml_collections import ConfigDict
 
 from radit_jax import distributed
 from radit_jax.artifacts import Artifact, digest
-from radit_jax.asking import Asking
+from radit_jax.asking import askings
 from radit_jax.data import corpus, mixture
 from radit_jax.data.card import Card
 from radit_jax.data.prompts import completion_example
 from radit_jax.data.tokenizer import Tokenizer, load_tokenizer
 from radit_jax.errors import InputError
-from radit_jax.evaluation import tasks
 from radit_jax.inputs import listed
 from radit_jax.logbook import say
 from radit_jax.training import tune
+from radit_jax.training.losses import LsrOptions
 from radit_jax.types import Example
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def _texts(pipeline: Pipeline) -> tuple[Artifact, corpus.PassageStore]:
     made_from = {"source": pipeline.inputs["lm_ft.mixture.text_source"], "max_words": c.text_words}
 
     def write(folder: Path) -> dict[str, Any]:
-        documents = corpus.documents(c.text_source, pipeline.config.corpus.max_bad_records)
+        documents = pipeline.documents(c.text_source)
         return corpus.build_store(documents, folder, max_words=c.text_words) if distributed.leads() else {}
 
     artifact = pipeline.stage("texts", made_from, write)
@@ -108,13 +108,10 @@ def _texts(pipeline: Pipeline) -> tuple[Artifact, corpus.PassageStore]:
 
 def _development(pipeline: Pipeline) -> tuple[Callable[[nnx.Module], dict[str, float]] | None, str | None]:
     """(an LM → the metric of every development task and their "mean", with the untuned retriever; what that hangs on), SPEC section 3."""
-    c = pipeline.config
-    names = listed(c.lm_ft.dev_tasks)
+    names = listed(pipeline.config.lm_ft.dev_tasks)
     if not names:
         return None, None
-    asked = [Asking(pipeline, tasks.task_for(name)) for name in names]
-    passages = [asking.retrieved(tuned=False) for asking in asked]  # now: no searching between training steps
-    settings = {"tasks": c.tasks.to_dict(), "evaluate": c.evaluate.to_dict(), "found": [one and one[0].fingerprint for one in passages]}
+    asked = askings(pipeline, names)
 
     def develop(lm: nnx.Module) -> dict[str, float]:
         found = {}
@@ -124,12 +121,13 @@ def _development(pipeline: Pipeline) -> tuple[Callable[[nnx.Module], dict[str, f
             found[asking.task.name] = float(np.mean(per_question[asking.task.metric]))
         return {**found, "mean": float(np.mean(list(found.values())))}
 
-    return develop, digest([settings, *((asking.task.name, asking.facts()) for asking in asked)])
+    return develop, digest([asking.made_from(tuned=False) for asking in asked])  # and no searching between training steps
 
 
 # -- R-ft ---------------------------------------------------------------------------------------------------------------------------------
 
 
+CHANGE_NOTHING = ("checkpoint_every", "log_every")  # fields of a training
 SCORERS = {"untuned": False, "tuned": True}  # lsr_ft.scorer: is its LM tuned?
 ENCODERS = QUERY, BOTH = "query", "both"  # lsr_ft.encoders: what R-ft trains
 
@@ -138,9 +136,10 @@ def r_ft(pipeline: Pipeline) -> Artifact:
     """R-ft (Eq. 5): the query encoder alone, or both, from the stored LM scores."""
     config, c = pipeline.config, pipeline.config.lsr_ft
     examples = [example for _, of_set in r_ft_sets(pipeline).values() for example in of_set]
-    if not examples and not c.completion_examples:
-        found = ", ".join(pipeline.train_sets)
-        raise InputError(f"train.source has no set for R-ft, only {found}, and lsr_ft.completion_examples is 0")
+    if completes(pipeline) and not c.completion_examples:
+        why = f"lsr_ft.completion_share is {c.completion_share}" if examples else "train.source has no set for R-ft, only "
+        why += "" if examples else ", ".join(pipeline.train_sets)
+        raise InputError(f"{why}, and lsr_ft.completion_examples is 0")
     if c.scorer not in SCORERS:
         raise InputError(f"lsr_ft.scorer is {c.scorer!r}, expected {' or '.join(SCORERS)}")
     if c.encoders not in ENCODERS:
@@ -172,7 +171,7 @@ def r_ft(pipeline: Pipeline) -> Artifact:
             pipeline.store,
             folder,
             c,
-            score_scale=config.retriever.score_scale,
+            options=lsr_options(config),
             max_query_tokens=config.retriever.max_query_tokens,
             mesh=pipeline.mesh,
             seed=config.seed,
@@ -181,6 +180,12 @@ def r_ft(pipeline: Pipeline) -> Artifact:
         )
 
     return pipeline.stage("lsr_ft", made_from, write)
+
+
+def lsr_options(config: ConfigDict) -> LsrOptions:
+    """The fields that R-ft's loss reads. InputError for what is none."""
+    c = config.lsr_ft
+    return LsrOptions(c.score, c.tau, c.direction, config.retriever.score_scale, c.prior, c.anchor)
 
 
 def unseen(pipeline: Pipeline) -> list[Example]:
@@ -230,7 +235,7 @@ def completion_examples(pipeline: Pipeline) -> list[Example]:
 def _that_matter(c: ConfigDict) -> dict[str, Any]:
     """The fields of a training config that change its result. What is as it was before there was a choice is left out, so that
     trainings from then are found: no LoRA, the query encoder alone, all questions."""
-    fields = {key: value for key, value in c.to_dict().items() if key not in ("checkpoint_every", "log_every")}
+    fields = {key: value for key, value in c.to_dict().items() if key not in CHANGE_NOTHING}
     as_before = {
         "lora": not fields.get("lora", {}).get("rank"),
         "encoders": fields.get("encoders") == QUERY,

@@ -97,7 +97,7 @@ def test_a_sweep_makes_its_cells_once_and_goes_on(tmp_path, monkeypatch, capsys)
     variants = {"with": {}, "alone": {"lm_ft.passages": 0}}
     monkeypatch.setitem(PARTS, "small", Part("a part", variants, ("no retrieval", "LM-ft only"), (1, 2)))
     config, workdir = small_config(export_models(tmp_path / "models")), tmp_path / "run"
-    value = reproduction.make(config, workdir, ["small"], [0])
+    value = reproduction.make(Pipeline(config, workdir), ["small"], [0])
     assert [(cell["variant"], cell["system"], cell["k"]) for cell in value["cells"]] == [
         (variant, *cell) for variant in variants for cell in (("no retrieval", 0), ("LM-ft only", 1), ("LM-ft only", 2))
     ]
@@ -106,7 +106,7 @@ def test_a_sweep_makes_its_cells_once_and_goes_on(tmp_path, monkeypatch, capsys)
     assert all(variant in reproduction.text(stored) for variant in variants)
     assert len(list(workdir.glob("lm_ft-*"))) == 2 and len(list(workdir.glob("row-no_retrieval-*"))) == 1  # shared by the variants
     capsys.readouterr()
-    again = reproduction.make(config, workdir, ["small"], [0])
+    again = reproduction.make(Pipeline(config, workdir), ["small"], [0])
     assert again["cells"] == value["cells"] and ": making" not in capsys.readouterr().err
 
 
@@ -115,7 +115,7 @@ def test_folds_measure_every_question_once_by_an_encoder_that_has_not_seen_it(tm
     monkeypatch.setattr(reproduction, "FOLDS", 2)
     config, workdir = small_config(export_models(tmp_path / "models")), tmp_path / "run"
     config.lsr_ft.validation = 0.0
-    untuned, tuned = reproduction.make(config, workdir, ["small"], [0])["cells"]
+    untuned, tuned = reproduction.make(Pipeline(config, workdir), ["small"], [0])["cells"]
     assert len(untuned["per_question"]["mrr"]) == len(tuned["per_question"]["mrr"]) == config.train.limit
     pipelines = [Pipeline(with_fields(config, {"lsr_ft.fold": fold}), workdir) for fold in ("1/2", "2/2")]
     kept = [json.loads((pipeline.tuned_retriever.path / "manifest.json").read_text())["facts"]["questions"] for pipeline in pipelines]
@@ -148,7 +148,7 @@ def test_parts_are_drawn_as_figures(tmp_path):
 
 def test_an_unknown_part_and_a_wrong_seed_are_named(tmp_path):
     with pytest.raises(InputError, match="--parts names 'duel', expected some of dual, recipe, folds, instruction"):
-        reproduction.make(common.base(), tmp_path, ["duel"], [0])
+        reproduction.make(Pipeline(common.base(), tmp_path), ["duel"], [0])
     script = Path(__file__).parents[1] / "launch" / "reproduce.py"
     done = subprocess.run([sys.executable, str(script), "--seeds=a"], capture_output=True, text=True)
     assert done.returncode == 2 and "--seeds is 'a', expected numbers as 0,1,2" in done.stderr and "Traceback" not in done.stderr

@@ -33,6 +33,11 @@ class EvaluateOptions:
             raise InputError(f"evaluate.level is {self.level!r}, expected {', '.join(LEVELS)}")
 
 
+def read_of(example: Example) -> tuple[Any, ...]:
+    """What of a question changes its answers, or how they and its passages are measured: for fingerprints."""
+    return example.id, example.prompt, example.background, example.answers, example.gold_id
+
+
 def prompts(ensemble: Ensemble, example: Example, prompt: str, retrieved: Retrieved | None, options: EvaluateOptions) -> Prompted:
     """The prompts of a question: after its own text, or one after each of k passages (one after all for "concat"), or closed book."""
     backgrounds: list[str | None] = [example.background]

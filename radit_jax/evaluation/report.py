@@ -1,4 +1,4 @@
-"""The page people look at: the table of systems, printed and as JSON."""
+"""Tables as text and as Markdown."""
 
 from __future__ import annotations
 

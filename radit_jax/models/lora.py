@@ -190,15 +190,18 @@ def split(lm: LM) -> tuple[Any, ...]:
     return nnx.split(lm, nnx.LoRAParam, ...) if is_adapted(lm.blocks) else nnx.split(lm)
 
 
-def merged(lm: LM) -> LM:
-    """The plain LM that computes what an adapted one does, in its parameters' dtype; any other LM as it is. The module is taken over."""
+def merged(lm: LM, dtype: str = "") -> LM:
+    """The plain LM that computes what an adapted one does, its kernels in `dtype` (default: that of its parameters).
+
+    Any other LM as it is. The module is taken over.
+    """
     if not is_adapted(lm.blocks):
         return lm
     plain = nnx.eval_shape(lambda: type(lm)(lm.config, rngs=nnx.Rngs(0)))
     empty = {path: linear for path, _, _, linear in _linears(plain.blocks, "blocks")}
     for path, owner, name, linear in _linears(lm.blocks, "blocks"):
         if isinstance(linear, Frozen):
-            empty[path].kernel, empty[path].bias = nnx.Param(_merged_kernel(linear, lm.config.param_dtype)), linear.bias
+            empty[path].kernel, empty[path].bias = nnx.Param(_merged_kernel(linear, dtype or lm.config.param_dtype)), linear.bias
             setattr(owner, name, empty[path])
     return lm
 

@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
-from radit_jax import sharding
+from radit_jax import sharding, trainings
 from radit_jax.errors import InputError
 from radit_jax.inference import decode as decoding
 from radit_jax.inference import score
@@ -29,7 +29,7 @@ from radit_jax.planning import flops, shapes
 from radit_jax.retrieval import encode, exact
 from radit_jax.retrieval.candidates import QUERIES
 from radit_jax.sharding import DATA, MODEL
-from radit_jax.training import losses, optim, steps
+from radit_jax.training import optim, steps, tune
 from radit_jax.types import LmBatch, LsrBatch, PyTree
 from radit_jax.weights.encoder import abstract_encoder
 from radit_jax.weights.lm import abstract_lm
@@ -94,14 +94,16 @@ def lm_step(c: ConfigDict, mesh: Mesh, settings: Settings) -> Program:
 def lsr_step(c: ConfigDict, mesh: Mesh, settings: Settings) -> Program:
     """One update of the query encoder (R-ft), all in float32."""
     r, t = c.retriever, c.lsr_ft
+    if t.encoders == trainings.BOTH:
+        raise InputError(f"lsr_ft.encoders is {t.encoders!r}: only the step of the query encoder alone can be planned")
     encoder = _encoder(c, mesh, r.query_encoder, "float32")
     B, T, K, E = t.batch, r.max_query_tokens, c.retrieval.k, encoder.config.width
     sharding.check_rows(mesh, B, "lsr_ft.batch")
     ints, floats, bools = (_rows(mesh, dtype) for dtype in (jnp.int32, jnp.float32, jnp.bool_))
     batch = LsrBatch(ints(B, T), bools(B, T), floats(B, K, E), bools(B, K), floats(B, K), ints(B), floats(B, K), floats(B))
     calls = _lsr_calls(c)
-    options = losses.LsrOptions(t.score, t.tau, t.direction, r.score_scale, t.prior, t.anchor)
-    step, state = _step(steps.lsr_step, encoder, t.optimizer, calls or 1, mesh, sharding.ENCODER_RULES, options=options)
+    how = {"options": trainings.lsr_options(c)}
+    step, state = _step(steps.lsr_step, encoder, t.optimizer, calls or 1, mesh, sharding.ENCODER_RULES, **how)
     return Program("lsr_step", mesh, step, (state, batch), B, "questions", calls)
 
 
@@ -236,11 +238,11 @@ def _ensemble(c: ConfigDict, mesh: Mesh, settings: Settings) -> tuple[LmConfig, 
 
 
 def _lsr_calls(c: ConfigDict) -> int | None:
-    """Updates of R-ft; None where the number of questions is known only when they are read."""
+    """Updates of R-ft on one set; None where the number of its questions is known only when they are read."""
     t = c.lsr_ft
-    if t.completion_share:
-        return max(1, round(t.epochs * t.completion_examples / t.completion_share / t.batch))
-    return max(1, round(t.epochs * c.train.limit * (1 - t.validation) / t.batch)) if c.train.limit else None
+    if t.completion_share < 1 and not c.train.limit:
+        return None
+    return tune.planned_steps(t, round(c.train.limit * (1 - t.validation)), t.completion_examples)
 
 
 def _rows(mesh: Mesh, dtype: Any, lead: int = 0) -> Callable[..., jax.ShapeDtypeStruct]:

@@ -8,6 +8,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
+from radit_jax.errors import InputError
 from radit_jax.models.layers import contract
 from radit_jax.models.vocabulary import Head, in_blocks, out_of_blocks
 
@@ -29,9 +30,9 @@ class LsrOptions:
         allowed = {"score": ("prob", "logprob", "mean_logprob"), "direction": ("retriever_first", "target_first")}
         for field, values in allowed.items():
             if getattr(self, field) not in values:
-                raise ValueError(f"lsr.{field} is {getattr(self, field)!r}, expected one of {', '.join(values)}")
+                raise InputError(f"lsr_ft.{field} is {getattr(self, field)!r}, expected one of {', '.join(values)}")
         if not self.tau > 0:
-            raise ValueError(f"lsr.tau is {self.tau}, expected a number above 0")
+            raise InputError(f"lsr_ft.tau is {self.tau}, expected a number above 0")
 
 
 def output_nll(logits_BxPxV: jax.Array, labels_BxP: jax.Array, weights_BxP: jax.Array) -> jax.Array:

@@ -118,7 +118,7 @@ def query_encoder(
     folder: Path,
     c: ConfigDict,
     *,
-    score_scale: float,
+    options: LsrOptions,
     max_query_tokens: int,
     mesh: Mesh,
     seed: int,
@@ -140,7 +140,7 @@ def query_encoder(
     shares = {"train": 1.0} if len(scored) == 1 else {"train": 1.0 - c.completion_share, "completion": c.completion_share}
     members = {name: chosen for name, chosen in members.items() if shares[name]}
     sources = {
-        name: _lsr_source(chosen, read_scores(scored[name][0]), searcher, tokenizer, score_scale, max_query_tokens, read_passages)
+        name: _lsr_source(chosen, read_scores(scored[name][0]), searcher, tokenizer, options.score_scale, max_query_tokens, read_passages)
         for name, chosen in members.items()
     }
     counted = next(iter(members))  # the questions, unless completion is all
@@ -151,7 +151,6 @@ def query_encoder(
     data = batches.lsr_batches(
         sources, shares=shares, batch=c.batch, seed=seed, here=sharding.rows_here(mesh, c.batch), line=sharding.in_line(mesh)
     )
-    options = LsrOptions(score=c.score, tau=c.tau, direction=c.direction, prior=c.prior, anchor=c.anchor, score_scale=score_scale)
     graphdef, params = nnx.split(model)
     tx = make_optimizer(OptimizerOptions(**c.optimizer.to_dict()), total)
     state, step = steps.begin(steps.lsr_step, graphdef, tx, params, mesh, sharding.ENCODER_RULES, options=options)
@@ -250,9 +249,16 @@ class Best:
         return {f"best_{key}": value for key, value in self.found.items()}
 
 
-def lsr_steps(epochs: float, questions: int, share: float, batch: int) -> int:
-    """Steps of R-ft. An epoch is one pass over the questions, which have this share of the mixture: completions are drawn beside them."""
-    return max(1, round(epochs * questions / share / batch))
+def lsr_steps(epochs: float, counted: int, share: float, batch: int) -> int:
+    """Steps of R-ft. An epoch is one pass over what is counted (questions, or completions alone), which has this share of the mixture."""
+    return max(1, round(epochs * counted / share / batch))
+
+
+def planned_steps(c: ConfigDict, questions: int, completions: int) -> int:
+    """Steps of R-ft by its config, before it is begun. `questions` are those that it learns from."""
+    by_questions = questions and c.completion_share < 1
+    counted, share = (questions, 1.0 - c.completion_share) if by_questions else (completions, 1.0)
+    return lsr_steps(c.epochs, counted, share, c.batch)
 
 
 class _Validation:

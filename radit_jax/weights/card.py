@@ -8,6 +8,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from radit_jax.paths import last_part
+
 LM, QUERY_ENCODER, DOCUMENT_ENCODER = KINDS = ("lm", "query_encoder", "document_encoder")
 PAPER = "[RA-DIT](https://arxiv.org/abs/2310.01352)"
 TAGS = ("ra-dit", "retrieval-augmented-generation", "radit_jax")
@@ -45,6 +47,7 @@ class Card:
     data: Mapping[str, int] = dataclasses.field(default_factory=dict)  # sets it was trained on → examples
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # of its training
     table: str = ""  # measured, in Markdown
+    pair: str = ""  # the row of it that is of the tuned models together
     versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
@@ -55,8 +58,9 @@ def text(card: Card) -> str:
         parts.append(f"## Settings\n\n```json\n{json.dumps(card.settings, indent=1, sort_keys=True)}\n```")
     if card.table:
         parts.append(
-            "## Measured\n\nMeans in percent with 95 % bootstrap intervals over the questions, on the corpus above; "
-            f"the tuned pair is the last row.\n\n{card.table}"
+            "## Measured\n\nMeans in percent with 95 % bootstrap intervals over the questions, on the corpus above"
+            + f"; the tuned pair is the row “{card.pair}”" * bool(card.pair)
+            + f".\n\n{card.table}"
         )
     base, versions = base_name(card.base), ", ".join(f"{name} {version}" for name, version in card.versions.items())
     parts.append(f"## License\n\nThat of the base model, {base}, and of your data: to be filled in by whoever publishes this.")
@@ -68,7 +72,7 @@ def base_name(checkpoint: str) -> str:
     package = checkpoint.removeprefix("package:").partition("/")[0] if checkpoint.startswith("package:") else ""
     if package in ON_THE_HUB:
         return ON_THE_HUB[package]
-    return checkpoint if _HUB_ID.fullmatch(checkpoint) else checkpoint.rstrip("/").rpartition("/")[2]
+    return checkpoint if _HUB_ID.fullmatch(checkpoint) else last_part(checkpoint)
 
 
 def _front_matter(card: Card) -> str:
