@@ -133,8 +133,7 @@ def test_the_texts_of_a_set_are_a_corpus_in_which_its_questions_find_their_own(c
     assert documents == {str(n) for n in range(6)} and len(pipeline.store) > 6
 
 
-def test_a_set_without_texts_is_no_corpus(config, tmp_path):
+def test_a_set_without_texts_is_no_corpus(tmp_path):
     (tmp_path / "asked.jsonl").write_text('{"question": "who?", "answers": ["moss"]}\n')
-    config = with_fields(config, {"corpus.source": f"contexts:{tmp_path / 'asked.jsonl'}"})
     with pytest.raises(InputError, match="the questions of asked have no texts that they are asked about"):
-        inputs.contexts(config)
+        inputs.contexts(f"contexts:{tmp_path / 'asked.jsonl'}", 0)
