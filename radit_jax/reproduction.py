@@ -101,7 +101,12 @@ PARTS: Mapping[str, Part] = {
     ),
     "length": Part(
         "how long LM-ft goes on, and how fast",
-        {"340 steps": {}, "900 steps": {"lm_ft.steps": 900}, "340 steps at 3e-4": {"lm_ft.optimizer.peak_lr": 3e-4}},
+        {
+            "340 steps": {},
+            "900 steps": {"lm_ft.steps": 900},
+            "340 steps at 3e-4": {"lm_ft.optimizer.peak_lr": 3e-4},
+            "340 steps at 3e-5": {"lm_ft.optimizer.peak_lr": 3e-5},
+        },
         ("LM-ft only",),
     ),
     "adapters": Part(

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import processes
 import pytest
 from processes import ROOT
 from test_page import Reader
 from torture import command, differences, export_models, results, torture
+
+from radit_jax import logbook
 
 SETTINGS = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
 # Where each stage is stopped and how: as soon as this is there.
@@ -187,6 +191,31 @@ def test_a_mixture_is_trained_on_and_the_best_checkpoint_is_that_of_the_developm
     written = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in written if "dev_mean" in line] == [2, 4, 6]
     assert (folder / "params").is_dir() and not (folder / "best").exists()
+
+
+def test_low_rank_maps_killed_and_cut_over_two_processes_end_where_an_undisturbed_run_ends(models, tmp_path):
+    fields = {"goal": "lm_ft", "lm_ft.lora.rank": 2, "lm_ft.lora.targets": ".*", "lm_ft.lora.quantize": "int8"}
+
+    def arguments(name: str, *extra: str) -> list[str]:
+        return command(models, tmp_path / name, "train", *(f"--config.{field}={value}" for field, value in fields.items()), *extra)
+
+    finish(arguments("undisturbed"))
+    process = start(arguments("killed"))
+    while process.poll() is None and not any((tmp_path / "killed").glob("lm_ft-*.partial/checkpoints/4")):
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=0.002)
+    assert process.returncode is None
+    process.kill()
+    process.communicate()
+    _, stderr = finish(arguments("killed"))
+    assert "lm_ft: going on from step 4 of 6" in stderr
+    assert not differences(results(tmp_path / "undisturbed"), results(tmp_path / "killed"))
+    done = processes.finish(processes.start(arguments("two", "--config.mesh.data=-1"), 2, **SETTINGS))
+    assert [code for code, _, _ in done] == [0, 0], done[0][2][-3000:]
+    one, two = (
+        [line["loss"] for line in logbook.read(next((tmp_path / name).glob("lm_ft-*/metrics.jsonl")))] for name in ("killed", "two")
+    )
+    np.testing.assert_allclose(two, one, rtol=1e-4)
 
 
 def test_a_diverged_loss_stops_with_the_step_and_the_examples(models, tmp_path):
