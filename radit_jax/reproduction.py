@@ -115,6 +115,7 @@ PARTS: Mapping[str, Part] = {
             "all": {},
             "LoRA, rank 16 on q and v": _LORA,
             "LoRA, rank 16 on every map": {**_LORA, "lm_ft.lora.targets": ".*"},
+            "QLoRA (nf4), rank 16 on q and v": {**_LORA, "lm_ft.lora.quantize": "nf4"},
         },
         ("LM-ft only",),
     ),
