@@ -51,7 +51,6 @@ def _card(pipeline: Pipeline, kind: str, lm_tuned: bool, retriever_tuned: bool, 
         data=_data(pipeline, kind) if tuned else {},
         settings=_settings(pipeline, kind) if tuned else {},
         table=_table(pipeline) if lm_tuned or retriever_tuned else "",
-        pair="both" if lm_tuned and retriever_tuned else "",
         versions=dossier.package_versions(DESCRIBED),
     )
 

@@ -11,6 +11,7 @@ from typing import Any
 from radit_jax.paths import last_part
 
 LM, QUERY_ENCODER, DOCUMENT_ENCODER = KINDS = ("lm", "query_encoder", "document_encoder")
+PAIR = "both"  # the row of a table that is of both tuned models
 PAPER = "[RA-DIT](https://arxiv.org/abs/2310.01352)"
 TAGS = ("ra-dit", "retrieval-augmented-generation", "radit_jax")
 # What the embedded checkpoints are on the Hub.
@@ -47,7 +48,6 @@ class Card:
     data: Mapping[str, int] = dataclasses.field(default_factory=dict)  # sets it was trained on → examples
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # of its training
     table: str = ""  # measured, in Markdown
-    pair: str = ""  # the row of it that is of the tuned models together
     versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
@@ -59,7 +59,7 @@ def text(card: Card) -> str:
     if card.table:
         parts.append(
             "## Measured\n\nMeans in percent with 95 % bootstrap intervals over the questions, on the corpus above"
-            + f"; the tuned pair is the row “{card.pair}”" * bool(card.pair)
+            + f"; the tuned pair is the row “{PAIR}”" * (f"| {PAIR} |" in card.table)
             + f".\n\n{card.table}"
         )
     base, versions = base_name(card.base), ", ".join(f"{name} {version}" for name, version in card.versions.items())
