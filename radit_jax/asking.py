@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,7 @@ from radit_jax.errors import InputError
 from radit_jax.evaluation import evaluate, tasks
 from radit_jax.evaluation.tasks import Task
 from radit_jax.inference.ensemble import Ensemble
+from radit_jax.inputs import twice
 from radit_jax.retrieval.retrieve import Retrieval
 
 if TYPE_CHECKING:
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 def askings(pipeline: Pipeline, sources: Sequence[str]) -> list[Asking]:
     """The tasks of these names. InputError where two have one name."""
     chosen = [tasks.task_for(source) for source in sources]
-    if twice := [name for name, count in collections.Counter(task.name for task in chosen).items() if count > 1]:
-        raise InputError(f"the task {twice[0]} is named twice")
+    if repeated := twice(task.name for task in chosen):
+        raise InputError(f"the task {repeated[0]} is named twice")
     return [Asking(pipeline, task) for task in chosen]
 
 

@@ -59,12 +59,11 @@ def _data(pipeline: Pipeline, kind: str) -> dict[str, int]:
     """The sets of one training, by name, with their examples."""
     c = pipeline.config
     sets = (trainings.lm_ft_sets if kind == card.LM else trainings.r_ft_sets)(pipeline)
+    left_out = set() if kind == card.LM else {example.id for example in trainings.unseen(pipeline)}
+    found = {name: sum(example.id not in left_out for example in examples) for name, (_, examples) in sets.items()}
     if kind == card.LM:
-        found = {name: len(examples) for name, (_, examples) in sets.items()}
         plain = c.lm_ft.mixture.text_share and not c.lm_ft.mixture.text_source
         return found | ({"plain text of the corpus": len(pipeline.store)} if plain else {})
-    left_out = {example.id for example in trainings.unseen(pipeline)}
-    found = {name: sum(example.id not in left_out for example in examples) for name, (_, examples) in sets.items()}
     if c.lsr_ft.completion_share == 1:  # the questions tell which step is the best, and no more
         found = {}
     if trainings.completes(pipeline):

@@ -6,7 +6,7 @@ import collections
 import copy
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -118,8 +118,8 @@ def sets(config: ConfigDict, part: str) -> list[tuple[Card, list[Question]]]:
         found.append(_open_book(card, questions) if _holds_texts_of(config.corpus.source, card) else (card, questions))
     if len(found) == 1:
         return found
-    if twice := [name for name, count in collections.Counter(card.name for card, _ in found).items() if count > 1]:
-        raise InputError(f"{part}.source names {twice[0]} twice")
+    if repeated := twice(card.name for card, _ in found):
+        raise InputError(f"{part}.source names {repeated[0]} twice")
     named = ((card, [dataclasses.replace(q, id=f"{card.name}/{q.id}") for q in questions]) for card, questions in found)
     return list(named)
 
@@ -151,6 +151,11 @@ def _of_contexts(corpus_source: str) -> str:
 def listed(source: str) -> list[str]:
     """The names in a list separated by commas."""
     return [name.strip() for name in source.split(",") if name.strip()]
+
+
+def twice(names: Iterable[str]) -> list[str]:
+    """Those that are there more than once."""
+    return [name for name, count in collections.Counter(names).items() if count > 1]
 
 
 def is_invented(corpus_source: str) -> bool:

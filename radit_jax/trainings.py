@@ -137,8 +137,8 @@ def r_ft(pipeline: Pipeline) -> Artifact:
     config, c = pipeline.config, pipeline.config.lsr_ft
     examples = [example for _, of_set in r_ft_sets(pipeline).values() for example in of_set]
     if completes(pipeline) and not c.completion_examples:
-        why = f"lsr_ft.completion_share is {c.completion_share}" if examples else "train.source has no set for R-ft, only "
-        why += "" if examples else ", ".join(pipeline.train_sets)
+        none = f"train.source has no set for R-ft, only {', '.join(pipeline.train_sets)}"
+        why = f"lsr_ft.completion_share is {c.completion_share}" if examples else none
         raise InputError(f"{why}, and lsr_ft.completion_examples is 0")
     if c.scorer not in SCORERS:
         raise InputError(f"lsr_ft.scorer is {c.scorer!r}, expected {' or '.join(SCORERS)}")

@@ -6,7 +6,7 @@ import json
 from types import SimpleNamespace
 
 import pytest
-from torture import FIELDS, export_models
+from torture import export_models, fields
 
 from configs import common
 from radit_jax import inputs, table
@@ -31,22 +31,21 @@ class Named(Pipeline):
 @pytest.fixture
 def config(tmp_path, monkeypatch):
     models = export_models(tmp_path / "models")
-    checkpoints = {"lm.checkpoint": "lm", "retriever.query_encoder": "encoder", "retriever.document_encoder": "encoder"}
     monkeypatch.setattr(retrieve, "Retrieval", lambda path, examples, store: SimpleNamespace(examples=examples))
-    return with_fields(common.base(), {field: str(models / name) for field, name in checkpoints.items()} | FIELDS)
+    return with_fields(common.base(), fields(models))
 
 
-def named(config, tmp_path, **fields) -> dict[str, str]:
+def named(config, tmp_path, **changes) -> dict[str, str]:
     """Stage → fingerprint of all that the table is made from."""
-    pipeline = Named(with_fields(config, {name.replace("__", "."): value for name, value in fields.items()}), tmp_path / "run")
+    pipeline = Named(with_fields(config, {name.replace("__", "."): value for name, value in changes.items()}), tmp_path / "run")
     pipeline.named = {}
     for name in table.ROWS:
         table.row(pipeline, name)
     return pipeline.named
 
 
-def changed(config, tmp_path, **fields) -> set[str]:
-    before, after = named(config, tmp_path), named(config, tmp_path, **fields)
+def changed(config, tmp_path, **changes) -> set[str]:
+    before, after = named(config, tmp_path), named(config, tmp_path, **changes)
     assert set(before) == set(after)
     return {name for name in before if before[name] != after[name]}
 
@@ -100,8 +99,8 @@ def test_a_variant_does_not_become_the_config_of_the_workdir(config, tmp_path):
 
 def test_plain_text_may_come_later_go_and_come_again_but_not_become_other(config, tmp_path):
     plain = {"lm_ft.mixture.text_source": "invented:passages=40,seed=3"}
-    for fields in ({}, plain, {}, plain):
-        assert set(Pipeline(with_fields(config, fields), tmp_path / "run").inputs) >= set(fields)
+    for changes in ({}, plain, {}, plain):
+        assert set(Pipeline(with_fields(config, changes), tmp_path / "run").inputs) >= set(changes)
     with pytest.raises(InputError, match="text_source was invented:passages=40,seed=3, now invented:passages=40,seed=4"):
         Pipeline(with_fields(config, {"lm_ft.mixture.text_source": "invented:passages=40,seed=4"}), tmp_path / "run")
     assert list(Pipeline(config, tmp_path / "run").documents("invented:passages=40,seed=3"))

@@ -279,13 +279,19 @@ def test_what_does_not_fit_is_said_with_its_bytes_and_the_smallest_slice_that_ca
     assert found["advice"]["smallest"] == "v6e:2x2" and found["advice"]["there"]["fits"]
 
 
-@needs_libtpu
-def test_the_plan_of_a_training_step_holds_its_state_and_says_how_long_the_run_takes():
-    fields = {"lm.checkpoint": "huggyllama/llama-7b", "lm.remat": "full", "mesh.model": 2}
-    fields |= {"lm_ft.rows": 8, "lm_ft.row_length": 256, "lm_ft.steps": 36}
-    done = call("--config=configs/lm_ft.py", *[f"--config.{k}={v}" for k, v in fields.items()], "--topology=v5p-16", "--json", "--quick")
+def planned(topology: str, **fields) -> dict:
+    """The one program of LM-ft's plan; "__" in a field stands for its dot."""
+    overrides = [f"--config.{name.replace('__', '.')}={value}" for name, value in fields.items()]
+    done = call("--config=configs/lm_ft.py", *overrides, f"--topology={topology}", "--json", "--quick")
     assert done.returncode == 0 and done.stderr == "", done.stderr[-3000:]
     (found,) = json.loads(done.stdout)["programs"]
+    return found
+
+
+@needs_libtpu
+def test_the_plan_of_a_training_step_holds_its_state_and_says_how_long_the_run_takes():
+    sizes = {"lm_ft__rows": 8, "lm_ft__row_length": 256, "lm_ft__steps": 36}
+    found = planned("v5p-16", lm__checkpoint="huggyllama/llama-7b", lm__remat="full", mesh__model=2, **sizes)
     parameters = 6_738_415_616  # of LLaMA-7B
     assert found["note"] == "splash attention" and (found["data"], found["model"]) == (4, 2)
     assert 12 * parameters / 8 <= found["arguments"] < 1.01 * 12 * parameters / 8  # float32 parameters and AdamW's two moments
@@ -303,11 +309,8 @@ def test_the_plan_of_a_training_step_holds_its_state_and_says_how_long_the_run_t
 
 @needs_libtpu
 def test_the_plan_of_low_rank_maps_holds_8b_frozen_in_bfloat16_on_one_chip():
-    fields = {"lm.checkpoint": "meta-llama/Meta-Llama-3-8B", "lm.remat": "full", "lm_ft.lora.rank": 16}
-    fields |= {"lm_ft.rows": 4, "lm_ft.row_length": 2048, "lm_ft.output_slots": 512}
-    done = call("--config=configs/lm_ft.py", *[f"--config.{k}={v}" for k, v in fields.items()], "--topology=v6e:1x1", "--json", "--quick")
-    assert done.returncode == 0 and done.stderr == "", done.stderr[-3000:]
-    (found,) = json.loads(done.stdout)["programs"]
+    sizes = {"lm_ft__rows": 4, "lm_ft__row_length": 2048, "lm_ft__output_slots": 512}
+    found = planned("v6e:1x1", lm__checkpoint="meta-llama/Meta-Llama-3-8B", lm__remat="full", lm_ft__lora__rank=16, **sizes)
     parameters = 8_030_261_248  # of Llama 3 8B
     assert 2 * parameters < found["arguments"] < 2.02 * parameters and found["fits"]
     # The gradients of weights are not computed: forward, again, and back, of which two are asked for.

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import tiny
-from torture import FIELDS, export_models
+from torture import export_models, fields
 
 from configs import common
 from radit_jax import reproduction, trainings
@@ -84,12 +84,7 @@ def test_with_no_passages_every_example_is_asked_alone():
 
 def small_config(models: Path):
     c = common.base()
-    fields = {
-        "lm.checkpoint": models / "lm",
-        "retriever.query_encoder": models / "encoder",
-        "retriever.document_encoder": models / "encoder",
-    }
-    c.update_from_flattened_dict({field: str(path) for field, path in fields.items()} | FIELDS | {"retrieval.k": 10, "lm_ft.steps": 2})
+    c.update_from_flattened_dict(fields(models) | {"retrieval.k": 10, "lm_ft.steps": 2})
     return c
 
 

@@ -62,10 +62,15 @@ def export_models(folder: Path) -> Path:
     return folder
 
 
+def fields(models: Path) -> dict[str, object]:
+    """What of the config makes a small run on the checkpoints of `export_models`."""
+    encoders = {f"retriever.{side}_encoder": str(models / "encoder") for side in ("query", "document")}
+    return {"lm.checkpoint": str(models / "lm"), **encoders, **FIELDS}
+
+
 def command(models: Path, workdir: Path, script: str = "train", *extra: str) -> list[str]:
     """The arguments of a Python that runs the whole pipeline on tiny models; `extra` comes last and wins."""
-    encoders = {f"retriever.{side}_encoder": models / "encoder" for side in ("query", "document")}
-    flags = [f"--config.{field}={value}" for field, value in {"lm.checkpoint": models / "lm", **encoders, **FIELDS}.items()]
+    flags = [f"--config.{field}={value}" for field, value in fields(models).items()]
     return [str(ROOT / "launch" / f"{script}.py"), f"--workdir={workdir}", *flags, *extra]
 
 
