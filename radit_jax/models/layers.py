@@ -36,7 +36,35 @@ def contract(spec: str, a: jax.Array, b: jax.Array, dtype: str, out: str = "floa
     precision = jax.lax.Precision.HIGHEST if dtype == "float32" else None
     # Matrix units sum in float32 and round what they write; a CPU's library sums in what it writes, and there float32 is faster too.
     written = "float32" if dtype == "float32" or for_cpu() else out
-    return jnp.einsum(spec, a.astype(dtype), b.astype(dtype), precision=precision, preferred_element_type=written).astype(out)
+    a, b = a.astype(dtype), b.astype(dtype)
+    if dtype == "bfloat16" and for_cpu():
+        spec, a = _summed_last(spec, a)
+    return jnp.einsum(spec, a, b, precision=precision, preferred_element_type=written).astype(out)
+
+
+def _summed_last(spec: str, a: jax.Array) -> tuple[str, jax.Array]:
+    """The same einsum with the summed axes of `a` behind its others, as XLA's CPU library for bfloat16 wants them.
+
+    A product of another form is widened to float32, at a third of the speed: those for gradients of kernels, a third of a training step.
+    """
+    operands, letters = spec.split("->")
+    a_letters, b_letters = operands.split(",")
+    turned = "".join(sorted(a_letters, key=lambda letter: letter not in letters))
+    if turned == a_letters:
+        return spec, a
+    return f"{turned},{b_letters}->{letters}", _laid_out(jnp.einsum(f"{a_letters}->{turned}", a))
+
+
+def _laid_out(x: jax.Array) -> jax.Array:
+    """x, in memory as its axes stand: XLA would fold a transposition into the product that reads it, and drops optimization barriers first.
+
+    What it folds nothing through is a loop, whose turns it must not know: one (or two, which write the same, where x begins with NaN).
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if not mesh.empty and mesh.size > 1:
+        return x  # devices would have to agree on the turns
+    turns = 1 + jnp.isnan(x[(0,) * x.ndim]).astype(jnp.int32)
+    return jax.lax.fori_loop(0, turns, lambda _, __: x, jnp.zeros_like(x))
 
 
 def _contract_forward(spec, a, b, dtype, out):
@@ -211,7 +239,9 @@ class GatedMlp(nnx.Module):
         self.down = Linear((*stack, inner, width), bias=bias, **kinds)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
+        # In float32, rounded once: a CPU has no bfloat16 but in products, and XLA rounds there after every operation.
+        gate, up = (linear(x).astype(jnp.float32) for linear in (self.gate, self.up))
+        return self.down((jax.nn.silu(gate) * up).astype(x.dtype))
 
 
 # -- rotary positions ---------------------------------------------------------------------------------------------------------------
@@ -262,9 +292,21 @@ def rope_tables(positions_BxT: jax.Array, frequencies: np.ndarray) -> tuple[jax.
 def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
     """Turns the pairs (i, i + h/2) of the last axis by their angles: the rotate-half layout of Hugging Face checkpoints.
 
-    x is (B, ..., T, h) with heads between; cos and sin are (B, T, h/2).
+    x is (B, T, heads, h); cos and sin are (B, T, h/2).
     """
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    heads = tuple(range(1, x.ndim - 2))
-    cos, sin = jnp.expand_dims(cos, heads), jnp.expand_dims(sin, heads)
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+    h = x.shape[-1]
+    wide = x.astype(jnp.float32)
+    cos, sin = (jnp.concatenate([table, table], axis=-1)[:, :, None] for table in (cos, sin))
+    if for_cpu():
+        # XLA's CPU code for halves that change places goes value by value; as a product with a signed permutation it is fast, and exact.
+        other = contract("bthi,ij->bthj", x, jnp.asarray(_other_half(h), x.dtype), x.dtype.name)
+    else:
+        first, second = jnp.split(wide, 2, axis=-1)
+        other = jnp.concatenate([-second, first], axis=-1)
+    return (wide * cos + other * sin).astype(x.dtype)
+
+
+def _other_half(h: int) -> np.ndarray:
+    """(h, h): x @ it = (−second half of x, first half)."""
+    half = np.eye(h // 2)
+    return np.block([[np.zeros_like(half), half], [-half, np.zeros_like(half)]])

@@ -39,7 +39,7 @@ REMAT = {
     "dots": jax.checkpoint_policies.save_only_these_names(DOT),  # keeps the outputs of linear maps
 }
 
-CPU_BLOCK = 64  # queries that a CPU attends for at once
+CPU_BLOCK = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,7 +209,8 @@ class LM(nnx.Module):
     def _forward(self, tokens_BxT, positions_BxT, rows: Segments | Trees, cache, *, collect: bool):
         """The one forward pass. Keys and values of the new tokens (L, B, G, T, h) are returned only if `collect`."""
         c = self.config
-        rope = rope_tables(positions_BxT, rope_frequencies(c.head_dim, c.rope_theta, c.rope_scaling))
+        line = Line.of(rows.real_BxT, rows.indices_N)
+        rope = rope_tables(line.unpad(positions_BxT), rope_frequencies(c.head_dim, c.rope_theta, c.rope_scaling))
         kernel = flash.reader(c, rows) if cache is None and isinstance(rows, Segments) else None
         own_BxTxT = past_BxTxS = None
         if kernel is None:
@@ -218,7 +219,6 @@ class LM(nnx.Module):
             there = rows.real_BxT[:, :, None] & (cache.positions_BxS >= 0)[:, None, :]
             past_BxTxS = distances(positions_BxT, cache.positions_BxS, there)
         graphdef, stacked = nnx.split(self.blocks)
-        line = Line.of(rows.real_BxT, rows.indices_N)
 
         # Reading into a cache has no gradient, nor have frozen weights (those that learn are float32): slices can be taken of bits.
         sliced, whole = (as_bits, from_bits) if collect or lora.is_adapted(self.blocks) else (lambda x: x, lambda x: x)
