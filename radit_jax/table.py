@@ -36,7 +36,7 @@ CLAIMS = (
 
 
 def make(pipeline: Pipeline, names: Sequence[str] = tuple(ROWS)) -> dict[str, Any]:
-    """Makes (or opens) the rows and returns the table as data; it is also written to `workdir/table.json`.
+    """Makes (or opens) the rows and returns the table as data; it is also written to `workdir/table.json`, if none with more rows is there.
 
     With all rows of ROWS there is a page about the run as well: `workdir/report.html`.
     """
@@ -51,7 +51,9 @@ def make(pipeline: Pipeline, names: Sequence[str] = tuple(ROWS)) -> dict[str, An
             differences.setdefault(f"{after} − {before}", {})[metric] = difference
     value = {"rows": rows, "differences": differences, "seconds": pipeline.seconds, "config": pipeline.config.to_dict()}
     if distributed.leads():
-        artifacts.write_json(pipeline.workdir / "table.json", value)
+        path = pipeline.workdir / "table.json"
+        if not path.exists() or len(json.loads(path.read_text())["rows"]) <= len(rows):
+            artifacts.write_json(path, value)
         if set(ROWS) <= set(made):
             say(f"report: {dossier.write(pipeline, value, made)}")
     return value

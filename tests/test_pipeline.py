@@ -126,6 +126,9 @@ def test_a_workdir_is_asked_evaluated_and_exported_with_the_config_that_made_it(
     assert all(set(row) == {"name", "n", "metrics"} and row["n"] == 6 for row in rows)
     assert set(rows[1]["metrics"]) >= {"em", "f1", "recall@1", "recall@5", "recall@10"}
     assert set(rows[1]["metrics"]["em"]) == {"mean", "ci95"}
+    short("evaluate", f"--output={tmp_path / 'one.json'}", "--rows=both")
+    one, whole = (json.loads(path.read_text()) for path in (tmp_path / "one.json", undisturbed / "table.json"))
+    assert one["rows"] == rows[-1:] and whole["rows"] == rows  # a few rows do not take the place of the table
     short("export", f"--output={tmp_path / 'out'}")
     for folder in ("lm", "query_encoder", "document_encoder"):
         assert (tmp_path / "out" / folder / "model.safetensors").exists()
