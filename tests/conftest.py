@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from processes import ROOT, xla_flags
@@ -13,6 +14,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import jax
 import pytest
+
+from radit_jax.models import layers
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_threefry_partitionable", True)
@@ -25,3 +28,12 @@ def data_dir() -> Path:
     if not (folder / "nq_wiki").is_dir():
         pytest.skip(f"no data at {folder} (set RADIT_DATA)")
     return folder
+
+
+@pytest.fixture
+def traced_as_for_a_gpu(monkeypatch) -> Iterator[None]:
+    """Programs are traced as accelerators get them: a CPU turns positions by products, for one, which no task asks for."""
+    monkeypatch.setattr(layers, "platform", lambda: "gpu")
+    jax.clear_caches()  # what was traced for the CPU
+    yield
+    jax.clear_caches()

@@ -12,7 +12,7 @@ from configs import common
 from radit_jax import sharding
 from radit_jax.benchmarks import utilisation
 from radit_jax.errors import InputError
-from radit_jax.models import layers, lora
+from radit_jax.models import lora
 from radit_jax.planning import flops, programs, shapes
 
 SHAPE = {
@@ -44,9 +44,8 @@ def test_every_program_runs_on_random_weights(config, kind):
     assert f"utilisation {kind}" in utilisation.text(result)
 
 
-def test_operations_are_those_of_the_program_where_every_token_sees_every_token(config, monkeypatch):
+def test_operations_are_those_of_the_program_where_every_token_sees_every_token(config, traced_as_for_a_gpu):
     """The reference computes all T × T pairs; what is counted for the same number of pairs and of output slots is what the program says."""
-    monkeypatch.setattr(layers, "platform", lambda: "gpu")  # a CPU turns positions by products, which nobody asks for
     traced = program(config, "score").trace()
     lm = shapes.lm_config(config.lm.checkpoint)
     B, T = 2, 64
