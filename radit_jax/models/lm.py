@@ -39,7 +39,7 @@ REMAT = {
     "dots": jax.checkpoint_policies.save_only_these_names(DOT),  # keeps the outputs of linear maps
 }
 
-CPU_BLOCK = 64
+CPU_BLOCK = 64  # queries that a CPU attends for at once
 
 
 @dataclasses.dataclass(frozen=True)
