@@ -60,8 +60,7 @@ def _laid_out(x: jax.Array) -> jax.Array:
 
     What it folds nothing through is a loop, whose turns it must not know: one (or two, which write the same, where x begins with NaN).
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    if not mesh.empty and mesh.size > 1:
+    if jax.sharding.get_abstract_mesh().size > 1:
         return x  # devices would have to agree on the turns
     turns = 1 + jnp.isnan(x[(0,) * x.ndim]).astype(jnp.int32)
     return jax.lax.fori_loop(0, turns, lambda _, __: x, jnp.zeros_like(x))
@@ -284,26 +283,25 @@ def _llama3(frequencies: np.ndarray, scaling: RopeScaling) -> np.ndarray:
 
 
 def rope_tables(positions_BxT: jax.Array, frequencies: np.ndarray) -> tuple[jax.Array, jax.Array]:
-    """cos and sin of position times frequency, each (B, T, head_dim / 2) float32."""
+    """cos and sin of position times frequency, each (B, T, head_dim) float32: both members of a pair turn by the same angle."""
     angles = positions_BxT.astype(jnp.float32)[..., None] * jnp.asarray(frequencies)[None, None]
-    return jnp.cos(angles), jnp.sin(angles)
+    cos, sin = (jnp.concatenate([table, table], axis=-1) for table in (jnp.cos(angles), jnp.sin(angles)))
+    return cos, sin
 
 
 def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
     """Turns the pairs (i, i + h/2) of the last axis by their angles: the rotate-half layout of Hugging Face checkpoints.
 
-    x is (B, T, heads, h); cos and sin are (B, T, h/2).
+    x is (B, T, heads, h); cos and sin are (B, T, h).
     """
-    h = x.shape[-1]
     wide = x.astype(jnp.float32)
-    cos, sin = (jnp.concatenate([table, table], axis=-1)[:, :, None] for table in (cos, sin))
     if for_cpu():
         # XLA's CPU code for halves that change places goes value by value; as a product with a signed permutation it is fast, and exact.
-        other = contract("bthi,ij->bthj", x, jnp.asarray(_other_half(h), x.dtype), x.dtype.name)
+        other = contract("bthi,ij->bthj", x, jnp.asarray(_other_half(x.shape[-1]), x.dtype), x.dtype.name)
     else:
         first, second = jnp.split(wide, 2, axis=-1)
         other = jnp.concatenate([-second, first], axis=-1)
-    return (wide * cos + other * sin).astype(x.dtype)
+    return (wide * cos[:, :, None] + other * sin[:, :, None]).astype(x.dtype)
 
 
 def _other_half(h: int) -> np.ndarray:
