@@ -149,7 +149,7 @@ class Pipeline:
                 batch_tokens=c.batch_tokens,
                 max_tokens=c.max_passage_tokens,
                 dtype=c.vector_dtype,
-                min_rows=mesh.size,
+                mesh=mesh,
             )
 
         return self.stage("vectors" + "-tuned" * tuned, made_from, write)
@@ -226,8 +226,8 @@ class Pipeline:
         """texts → vectors_NxE by the query encoder, in float32."""
         c = self.config.retriever
         encode, tokenizer = encoding(self.query_encoder(tuned), self.mesh), load_tokenizer(c.query_encoder)
-        sizes = {"batch_tokens": c.batch_tokens, "max_tokens": c.max_query_tokens, "min_rows": self.mesh.shape[sharding.DATA]}
-        return lambda texts: embed.embed_queries(encode, tokenizer, texts, **sizes)
+        sizes = {"batch_tokens": c.batch_tokens, "max_tokens": c.max_query_tokens}
+        return lambda texts: embed.embed_queries(encode, tokenizer, texts, **sizes, mesh=self.mesh)
 
     # -- scores and training --------------------------------------------------------------------------------------------------------------
 

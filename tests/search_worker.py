@@ -49,7 +49,7 @@ def embed_store(folder: Path) -> Vectors:
     mesh, store = sharding.local_mesh(sharding.make_mesh()), PassageStore(folder / "store")
     (folder / "vectors").mkdir(exist_ok=True)
     how = encoding(tiny.encoder(), mesh), tiny.tokenizer(), store, folder / "vectors"
-    embed.embed_passages(*how, **SIZES, dtype="bfloat16", min_rows=mesh.size, shard_size=7)
+    embed.embed_passages(*how, **SIZES, dtype="bfloat16", mesh=mesh, shard_size=7)
     return open_vectors(folder / "vectors", len(store))
 
 
@@ -71,11 +71,12 @@ def main() -> None:
         found[f"tied rows {mesh.shape}"], found[f"tied scores {mesh.shape}"] = searcher.search(query_BxE, 103)
 
     # The same queries everywhere, each process on its own devices.
-    encode = encoding(tiny.encoder(), sharding.local_mesh(sharding.make_mesh()))
+    mesh = sharding.local_mesh(sharding.make_mesh())
+    encode = encoding(tiny.encoder(), mesh)
     examples = [Example(f"q{i}", query, "", "") for i, query in enumerate(QUERIES)]
 
     def embed_queries(texts):
-        return embed.embed_queries(encode, tiny.tokenizer(), texts, **SIZES, min_rows=jax.local_device_count())
+        return embed.embed_queries(encode, tiny.tokenizer(), texts, **SIZES, mesh=mesh)
 
     found["queries"] = embed_queries(QUERIES)
     (folder / "index").mkdir(exist_ok=True)

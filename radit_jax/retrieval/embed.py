@@ -20,8 +20,9 @@ from typing import Any, Protocol
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
-from radit_jax import distributed, progress
+from radit_jax import distributed, progress, sharding
 from radit_jax.data.corpus import PassageStore
 from radit_jax.data.padding import LINE, line_of_call, line_rows, longer, real_indices, rows_of_call
 from radit_jax.errors import InputError
@@ -59,6 +60,12 @@ class Buckets:
     most_rows: int
     min_rows: int = 1
     line: bool = False
+
+    @classmethod
+    def on(cls, mesh: Mesh | None, batch_tokens: int, max_tokens: int, most_rows: int) -> Buckets:
+        """Those of an encoder on this mesh (None: one device)."""
+        mesh = sharding.make_mesh(1, 1, jax.local_devices()[:1]) if mesh is None else mesh
+        return cls(batch_tokens, max_tokens, most_rows, min_rows=mesh.shape[sharding.DATA], line=sharding.in_line(mesh))
 
     @functools.cached_property
     def lengths(self) -> tuple[int, ...]:
@@ -103,16 +110,16 @@ def embed_passages(
     batch_tokens: int,
     max_tokens: int,
     dtype: str = "float32",
-    min_rows: int = 1,
+    mesh: Mesh | None = None,
     shard_size: int | None = None,
 ) -> dict[str, Any]:
     """Writes the vectors of every passage of `store`, row by row, to `folder`/vectors-00000.npy … and returns the facts.
 
     Shards are whole or absent: a run that was killed goes on from those that are there, with any number of processes, which call this
     together. Process i of n embeds shards i, i + n, … on its own devices and hears of the others only at the end; the facts are the
-    leader's. `encode` is a jitted function (tokens_BxT, mask_BxT, indices_N) → vectors_BxE (encode.encoding), `dtype` is what is stored,
-    `shard_size` the most rows of a shard (default: `shard_rows`). Raises InputError on an unknown dtype, an empty store, more processes
-    than passages, vectors that are not finite, or shards in `folder` of another shape.
+    leader's. `encode` is a jitted function (tokens_BxT, mask_BxT, indices_N) → vectors_BxE (encode.encoding) on `mesh` (default: one
+    device), `dtype` is what is stored, `shard_size` the most rows of a shard (default: `shard_rows`). Raises InputError on an unknown
+    dtype, an empty store, more processes than passages, vectors that are not finite, or shards in `folder` of another shape.
     """
     if dtype not in DTYPES:
         raise InputError(f"dtype of the vectors is {dtype!r}, expected one of {', '.join(DTYPES)}")
@@ -121,7 +128,7 @@ def embed_passages(
     rows = distributed.from_leader(_begun(folder) or shard_rows(len(store), distributed.count(), shard_size))
     ranges = [range(start, min(start + rows, len(store))) for start in range(0, len(store), rows)]
     own = {i: ranges[i] for i in range(distributed.index(), len(ranges), distributed.count())}
-    buckets = Buckets(batch_tokens, max_tokens, most_rows=min(rows, len(store)), min_rows=min_rows, line=_line(min_rows))
+    buckets = Buckets.on(mesh, batch_tokens, max_tokens, most_rows=min(rows, len(store)))
     embed_shards(encode, tokenizer, store, folder, own, buckets, dtype, shard_size=rows)
     distributed.meet("all passages are embedded")
     return _facts(folder, rows, dtype) if distributed.leads() else {}
@@ -158,18 +165,13 @@ def embed_shards(
 
 
 def embed_queries(
-    encode: Encode, tokenizer: EncoderTokenizer, texts: Sequence[str], *, batch_tokens: int, max_tokens: int, min_rows: int = 1
+    encode: Encode, tokenizer: EncoderTokenizer, texts: Sequence[str], *, batch_tokens: int, max_tokens: int, mesh: Mesh | None = None
 ) -> np.ndarray:
-    """Returns vectors_NxE (float32) of `texts`, in their order. Raises InputError when there are none."""
+    """Returns vectors_NxE (float32) of `texts`, in their order, as `embed_passages` makes them. InputError when there are none."""
     if not texts:
         raise InputError("no queries to embed")
-    buckets = Buckets(batch_tokens, max_tokens, most_rows=len(texts), min_rows=min_rows, line=_line(min_rows))
+    buckets = Buckets.on(mesh, batch_tokens, max_tokens, most_rows=len(texts))
     return _embed(encode, tokenizer, iter(texts), len(texts), buckets, lambda count: None, DTYPES["float32"])[0]
-
-
-def _line(min_rows: int) -> bool:
-    """As sharding.in_line says, of the mesh whose data axis is `min_rows`."""
-    return min_rows == 1 and jax.default_backend() == "cpu"
 
 
 def _embed(

@@ -277,7 +277,7 @@ class _Validation:
     ):
         self.examples = [member.example for member in held_out]
         self.tokenizer, self.searcher, self.max_tokens, self.store = tokenizer, searcher, max_tokens, store
-        self.encode, self.min_rows = encode.on_mesh(graphdef, mesh), mesh.shape[sharding.DATA]
+        self.encode, self.mesh = encode.on_mesh(graphdef, mesh), mesh
         self.best = Best(folder, by="mrr")
 
     def __call__(self, params: PyTree, step: int) -> dict[str, float]:
@@ -293,7 +293,7 @@ class _Validation:
             [example.query for example in self.examples],
             batch_tokens=VALIDATION_TOKENS,
             max_tokens=self.max_tokens,
-            min_rows=self.min_rows,
+            mesh=self.mesh,
         )
         rows_NxK, _ = self.searcher.search(queries_NxE, min(metrics.DEPTH, len(self.store)))
         hits = [metrics.first_right(self.store.read(rows_K), example) for example, rows_K in zip(self.examples, rows_NxK)]
