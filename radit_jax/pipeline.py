@@ -280,7 +280,7 @@ class Pipeline:
                 lm = self._adapted(lm)  # as it was trained
                 nnx.update(lm, load_params(tuned_params, lora.split(lm)[1]))
                 lm = lora.merged(lm, dtype)
-            self._loaded = (tuned, lm)
+            self._loaded = (tuned, lm.as_read())
         return self._loaded[1]
 
     def trainable_lm(self) -> nnx.Module:

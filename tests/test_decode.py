@@ -62,6 +62,17 @@ def test_bits_change_no_answer(monkeypatch):
     np.testing.assert_allclose(logp, plain_logp, rtol=1e-5)
 
 
+def test_an_lm_as_it_is_read_has_its_layers_as_bits_and_says_the_same():
+    graphdef, params = parts()
+    bits = nnx.split(nnx.merge(graphdef, params).as_read())[1]
+    of_layers = {leaf.dtype.name for leaf in jax.tree.leaves(bits["blocks"])}
+    assert of_layers == {"uint16" if jax.default_backend() == "cpu" else "bfloat16"}
+    for found, expected in zip(decoded(graphdef, bits), decoded(graphdef, params)):
+        np.testing.assert_array_equal(found, expected)
+    whole = jax.jit(lambda params: nnx.merge(graphdef, params)(TOKENS_BxKxT[:, 0]))  # no bits are taken there
+    np.testing.assert_array_equal(whole(bits), whole(params))
+
+
 @pytest.mark.parametrize("windows", [(), (None, 3, None, 4, 3)])
 def test_layers_apart_say_what_the_stack_says(monkeypatch, windows):
     graphdef, params = parts(dataclasses.replace(CONFIG, dtype="float32", param_dtype="float32", windows=windows))
@@ -81,7 +92,7 @@ def test_no_stack_of_layers_is_widened_and_no_cache_transposed():
     compiled = decode.decode_each.lower(*form(graphdef, params), last, LENGTHS_BxK, cache, NEVER_I, S).compile().as_text()
     c = CONFIG
     cache_first = f"[{c.layers},{K},{B},{c.kv_heads},{T + S},{c.head_dim}]"
-    assert f"bf16{cache_first}" in compiled and f"f32{cache_first}" not in compiled
+    assert f"u16{cache_first}" in compiled and not any(f"{kind}{cache_first}" in compiled for kind in ("bf16", "f32"))
     assert f"[{c.layers},{c.width},{c.mlp_width}]" not in compiled  # weights come apart
     cache_first = f"[{K},{c.layers},{B},{c.kv_heads},{T + S},{c.head_dim}]"
     assert cache_first not in compiled

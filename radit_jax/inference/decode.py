@@ -196,10 +196,8 @@ def _step(model: LM | ApartLM) -> Callable:
 @jax.jit
 def some(last_BxKxV, lengths_BxK, cache: KVCache, at_M: jax.Array):
     """The same of the questions at_M alone."""
-    k, v, positions = (
-        jnp.take(x, at_M, axis=-4) for x in (as_bits(cache.k_LxBxGxSxh), as_bits(cache.v_LxBxGxSxh), cache.positions_BxS[..., None, None])
-    )
-    cache = KVCache(from_bits(k), from_bits(v), positions[..., 0, 0], cache.next_slot)
+    k, v, positions = (jnp.take(x, at_M, axis=-4) for x in (cache.k_LxBxGxSxh, cache.v_LxBxGxSxh, cache.positions_BxS[..., None, None]))
+    cache = KVCache(k, v, positions[..., 0, 0], cache.next_slot)
     return jnp.take(last_BxKxV, at_M, axis=0), jnp.take(lengths_BxK, at_M, axis=0), cache
 
 

@@ -46,7 +46,7 @@ def score_file(source: Path, output: Path, checkpoint: str, *, dtype: str, batch
     made_from = artifacts.fingerprint({"source": artifacts.identity(source), "lm": artifacts.identity(resolve(checkpoint)), "dtype": dtype})
     partial = output.with_name(output.name + ".partial")
     done = distributed.from_leader(_done(partial, made_from) if distributed.leads() else 0)
-    scorer = Scorer(lm, batch_tokens=batch_tokens, mesh=mesh)
+    scorer = Scorer(lm.as_read(), batch_tokens=batch_tokens, mesh=mesh)
     with _appending(partial) as write, progress.bar("score", len(records), unit="records", start=done) as advance:
         for chunk in _batched(records[done:], CHUNK):
             logp = scorer([instance for _, instance in chunk])

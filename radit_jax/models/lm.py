@@ -82,7 +82,10 @@ class LmConfig:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class KVCache:
-    """Keys and values of the tokens read so far, heads first. Rows share the slot index; what a slot means is its position, -1 = empty."""
+    """Keys and values of the tokens read so far, heads first, as bits (layers.as_bits).
+
+    Rows share the slot index; what a slot means is its position, -1 = empty.
+    """
 
     k_LxBxGxSxh: jax.Array
     v_LxBxGxSxh: jax.Array
@@ -95,14 +98,13 @@ class KVCache:
         return self.positions_BxS.shape[-1]
 
     def append(self, k_LxBxGxTxh: jax.Array, v_LxBxGxTxh: jax.Array, positions_BxT: jax.Array) -> KVCache:
-        """Writes T new tokens at `next_slot`. Past the capacity the last slots are overwritten: make it large enough.
+        """Writes T new tokens, as bits too, at `next_slot`. Past the capacity the last slots are overwritten: make it large enough.
 
         Any axes more (of prompts side by side) stand before the named ones or after L, alike in the cache and in what is written.
         """
 
         def write(old: jax.Array, new: jax.Array, axis: int) -> jax.Array:
-            bits = jax.lax.dynamic_update_slice_in_dim(as_bits(old), as_bits(new.astype(old.dtype)), self.next_slot, axis)
-            return from_bits(bits)
+            return jax.lax.dynamic_update_slice_in_dim(old, new, self.next_slot, axis)
 
         return KVCache(
             write(self.k_LxBxGxSxh, k_LxBxGxTxh, -2),
@@ -194,7 +196,7 @@ class LM(nnx.Module):
     def extend(
         self, tokens_BxT: jax.Array, positions_BxT: jax.Array, rows: Segments | Trees, cache: KVCache
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Hidden states (B, T, D) of new tokens that see the cache and their own among the new, and their keys and values.
+        """Hidden states (B, T, D) of new tokens that see the cache and their own among the new, and their keys and values as bits.
 
         Several continuations of one prefix are several segments, or trees. The cache is not written: KVCache.append does that.
         """
@@ -206,8 +208,13 @@ class LM(nnx.Module):
         hidden, k, v = self.extend(tokens, positions, Segments(jnp.ones_like(tokens)), cache)
         return self.logits(hidden[:, 0]), cache.append(k, v, positions)
 
+    def as_read(self) -> LM:
+        """This LM with its layers' weights as bits from here on: for `read`, `prefill`, `extend`, which else make them in every call."""
+        nnx.update(self.blocks, jax.tree.map(as_bits, nnx.state(self.blocks)))
+        return self
+
     def _forward(self, tokens_BxT, positions_BxT, rows: Segments | Trees, cache, *, collect: bool):
-        """The one forward pass. Keys and values of the new tokens (L, B, G, T, h) are returned only if `collect`."""
+        """The one forward pass. Keys and values of the new tokens (L, B, G, T, h) are returned, as bits, only if `collect`."""
         c = self.config
         line = Line.of(rows.real_BxT, rows.indices_N)
         rope = rope_tables(line.unpad(positions_BxT), rope_frequencies(c.head_dim, c.rope_theta, c.rope_scaling))
@@ -221,11 +228,11 @@ class LM(nnx.Module):
         graphdef, stacked = nnx.split(self.blocks)
 
         # Reading into a cache has no gradient, nor have frozen weights (those that learn are float32): slices can be taken of bits.
-        sliced, whole = (as_bits, from_bits) if collect or lora.is_adapted(self.blocks) else (lambda x: x, lambda x: x)
+        sliced = as_bits if collect or lora.is_adapted(self.blocks) else lambda x: x
 
         def layer(x, inputs):
             params, window, k_BxGxSxh, v_BxGxSxh = inputs
-            past = [] if cache is None else [Keys(whole(k_BxGxSxh), whole(v_BxGxSxh), past_BxTxS)]
+            past = [] if cache is None else [Keys(from_bits(k_BxGxSxh), from_bits(v_BxGxSxh), past_BxTxS)]
 
             def read(q_BxGxRxTxh, k_BxGxTxh, v_BxGxTxh):
                 own = Keys(k_BxGxTxh, v_BxGxTxh, own_BxTxT)
@@ -233,14 +240,14 @@ class LM(nnx.Module):
                     return attend_within(q_BxGxRxTxh, own, window, c.dtype, CPU_BLOCK)
                 return attend(q_BxGxRxTxh, [*past, own], window, c.dtype)
 
-            x, k, v = nnx.merge(graphdef, jax.tree.map(whole, params))(x, rope, kernel or read, line)
-            return rows_apart(x), (k, v) if collect else (None, None)
+            x, k, v = nnx.merge(graphdef, jax.tree.map(from_bits, params))(x, rope, kernel or read, line)
+            return rows_apart(x), (as_bits(k), as_bits(v)) if collect else (None, None)
 
         if c.remat != "none":
             # Inside a scan the compiler cannot undo the rematerialisation, so its costly guard is left out.
             layer = jax.checkpoint(layer, policy=REMAT[c.remat], prevent_cse=False)
         windows_L = jnp.asarray([FAR if w is None else w for w in c.windows or (None,) * c.layers], jnp.int32)
         past_k, past_v = (None, None) if cache is None else (cache.k_LxBxGxSxh, cache.v_LxBxGxSxh)
-        inputs = jax.tree.map(sliced, (stacked, windows_L, past_k, past_v))
+        inputs = (jax.tree.map(sliced, stacked), windows_L, past_k, past_v)
         x, (k, v) = jax.lax.scan(layer, rows_apart(self.embed(line.unpad(tokens_BxT))), inputs)
         return line.pad(self.final_norm(x)), k, v
