@@ -180,8 +180,21 @@ def own(c: ConfigDict) -> ConfigDict:
     return c
 
 
+def low_rank(c: ConfigDict) -> ConfigDict:
+    """LM-ft of low-rank maps, the LM's own weights frozen, the best recipe found: 51 % exact match on nq_wiki's dev questions where the
+    same steps of all weights at 1e-4 reach 45, in three fifths of the memory (docs/reproduction.md)."""
+    c.lm_ft.lora.rank = 16
+    c.lm_ft.optimizer.peak_lr = 1e-3
+    return c
+
+
 def nq_wiki(c: ConfigDict) -> ConfigDict:
-    """Natural Questions over 8,947 Wikipedia paragraphs, split into passages of at most 32 words: about 29,000 of them."""
+    """Natural Questions over 8,947 Wikipedia paragraphs, with the best recipe found: low-rank LM-ft, R-ft towards the posterior."""
+    return low_rank(_natural_questions(c))
+
+
+def _natural_questions(c: ConfigDict) -> ConfigDict:
+    """The questions and their 29,194 passages of at most 32 words, with LM-ft of all weights, R-ft towards the posterior."""
     folder = data_root() / "nq_wiki"
     c.workdir = "runs/nq_wiki"
     c.corpus.source = str(folder / "corpus.jsonl.gz")
@@ -212,7 +225,7 @@ def multi_task(c: ConfigDict) -> ConfigDict:
     Expected figures, time and memory stand in the README beside the command.
     """
     raw = data_root() / "raw"
-    nq_wiki(c)
+    _natural_questions(c)
     c.workdir = "runs/multi_task"
     sets = {
         "web_questions": "webquestions_trainmodel.json.gz",
@@ -285,7 +298,7 @@ def few_shot(c: ConfigDict) -> ConfigDict:
     Give the LM that launch/export.py wrote (lm.checkpoint) and the set (train.source=nq:nq-train-kilt.jsonl or a jsonl file); the batch is
     8 rows for LLaMA, 32 for RA-DIT.
     """
-    nq_wiki(c)
+    _natural_questions(c)
     c.workdir = "runs/few_shot"
     c.train.limit = 64
     c.lm_ft.few_shot = True

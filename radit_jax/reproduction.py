@@ -50,6 +50,7 @@ class Part:
 
 
 _EQ4 = {"lsr_ft.prior": 0.0, "lsr_ft.optimizer.peak_lr": 1e-5}
+_ALL = {"lm_ft.lora.rank": 0, "lm_ft.optimizer.peak_lr": 1e-4}
 _LORA = {"lm_ft.lora.rank": 16, "lm_ft.optimizer.peak_lr": 1e-3}
 _COMPLETION = {"lsr_ft.completion_examples": 3_000, "lsr_ft.completion_tokens": 20, "lsr_ft.completion_min_tokens": 32}
 PARTS: Mapping[str, Part] = {
@@ -104,15 +105,17 @@ PARTS: Mapping[str, Part] = {
         {
             "340 steps": {},
             "900 steps": {"lm_ft.steps": 900},
-            "340 steps at 3e-4": {"lm_ft.optimizer.peak_lr": 3e-4},
-            "340 steps at 3e-5": {"lm_ft.optimizer.peak_lr": 3e-5},
+            "all weights, 340 steps": _ALL,
+            "all weights, 900 steps": {**_ALL, "lm_ft.steps": 900},
+            "all weights, 340 steps at 3e-4": {**_ALL, "lm_ft.optimizer.peak_lr": 3e-4},
+            "all weights, 340 steps at 3e-5": {**_ALL, "lm_ft.optimizer.peak_lr": 3e-5},
         },
         ("LM-ft only",),
     ),
     "adapters": Part(
         "which weights LM-ft trains",
         {
-            "all": {},
+            "all": _ALL,
             "LoRA, rank 16 on q and v": _LORA,
             "LoRA, rank 16 on every map": {**_LORA, "lm_ft.lora.targets": ".*"},
             "QLoRA (nf4), rank 16 on q and v": {**_LORA, "lm_ft.lora.quantize": "nf4"},

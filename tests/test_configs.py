@@ -53,3 +53,10 @@ def test_the_64_shot_stage_of_the_paper(configs):
     o = c.lm_ft.optimizer
     assert (c.train.limit, c.lm_ft.rows * c.lm_ft.accumulate, c.lm_ft.steps) == (64, 8, 100)
     assert (o.peak_lr, o.final_lr, o.warmup_steps, o.decay) == (1e-5, 1e-6, 0, "linear")
+
+
+def test_low_rank_maps_learn_where_that_was_found_best_and_all_weights_in_the_papers_stages(configs):
+    trained = {name: configs["lm_ft"].get_config(name).lm_ft for name in configs["common"].VARIANTS}
+    assert {name for name, c in trained.items() if c.lora.rank} == {"nq_wiki", "pubmed_qa"}
+    assert {(c.lora.rank, c.optimizer.peak_lr) for c in trained.values() if c.lora.rank} == {(16, 1e-3)}
+    assert trained["multi_task"].optimizer.peak_lr == 1e-4

@@ -41,6 +41,14 @@ def test_all_changes_are_fields_of_the_config():
                 assert at[last] == value
 
 
+def test_parts_that_name_the_weights_train_those_whatever_the_config_does():
+    named = {**PARTS["adapters"].variants, **{name: v for name, v in PARTS["length"].variants.items() if name.startswith("all weights")}}
+    for rank in (0, 8):
+        base = with_fields(common.base(), {"lm_ft.lora.rank": rank})
+        for name, changes in named.items():
+            assert bool(with_fields(base, changes).lm_ft.lora.rank) == ("LoRA" in name), name
+
+
 def test_seeds_are_averaged_by_question_before_questions_are_resampled():
     cells = [cell(em=[1.0, 0.0, 0.0, 1.0], seed=0), cell(em=[0.0, 1.0, 0.0, 1.0], seed=1)]
     (of_cell,) = reproduction.grouped(cells).values()
