@@ -72,6 +72,11 @@ def make_mesh(data: int = -1, model: int = 1, devices: Sequence[jax.Device] | No
     return Mesh(places, (DATA, MODEL), axis_types=(AxisType.Auto, AxisType.Auto))
 
 
+def mesh_or_one(mesh: Mesh | None) -> Mesh:
+    """The mesh, or where there is none that of one device of this process."""
+    return make_mesh(1, 1, jax.local_devices()[:1]) if mesh is None else mesh
+
+
 def local_mesh(mesh: Mesh, process: int | None = None) -> Mesh:
     """The devices of a mesh that are one process's own (default: this one's), all on "data": for work that each does on its own shards."""
     process = jax.process_index() if process is None else process

@@ -80,7 +80,7 @@ class Ensemble:
 
     def __post_init__(self):
         self.graphdef, self.params = nnx.split(self.lm)
-        self.mesh = sharding.make_mesh(1, 1) if self.mesh is None else self.mesh
+        self.mesh = sharding.mesh_or_one(self.mesh)
         self.shapes: set[tuple[int, ...]] = set()  # of prompts, and of candidates after prompts: a compile each, and one of decoding
         self.read = self.computed = 0  # prompt tokens; with padding
         stops_I = np.flatnonzero(stop_tokens(self.maker.tokenizer, self.lm.config.vocab_size)).astype(np.int32)

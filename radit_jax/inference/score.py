@@ -61,7 +61,7 @@ class Scorer:
     def __init__(self, lm: nnx.Module, *, batch_tokens: int = 2048, mesh: Mesh | None = None):
         self.graphdef, self.params = nnx.split(lm)
         self.batch_tokens = batch_tokens
-        self.mesh = sharding.make_mesh(1, 1) if mesh is None else mesh
+        self.mesh = sharding.mesh_or_one(mesh)
         # A flash kernel knows segments alone: there no two instances share a token.
         self.share = lm.config.attention == flash.REFERENCE
         self.platform = self.mesh.devices.flat[0].platform

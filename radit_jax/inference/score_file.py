@@ -36,7 +36,7 @@ def score_file(source: Path, output: Path, checkpoint: str, *, dtype: str, batch
     if not output.parent.is_dir():
         raise InputError(f"{output}: the folder {output.parent} is not there")
     tokenizer = load_tokenizer(checkpoint)
-    mesh = sharding.make_mesh(1, 1) if mesh is None else mesh
+    mesh = sharding.mesh_or_one(mesh)
     place, check = sharding.placer(mesh, sharding.LM_RULES), functools.partial(sharding.check_lm, mesh)
     lm = load_lm(checkpoint, dtype=dtype, param_dtype=dtype, place=place, check=check)
     maker = InstanceMaker(tokenizer, lm.config.max_positions)

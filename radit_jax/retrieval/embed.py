@@ -64,7 +64,7 @@ class Buckets:
     @classmethod
     def on(cls, mesh: Mesh | None, batch_tokens: int, max_tokens: int, most_rows: int) -> Buckets:
         """Those of an encoder on this mesh (None: one device)."""
-        mesh = sharding.make_mesh(1, 1, jax.local_devices()[:1]) if mesh is None else mesh
+        mesh = sharding.mesh_or_one(mesh)
         return cls(batch_tokens, max_tokens, most_rows, min_rows=mesh.shape[sharding.DATA], line=sharding.in_line(mesh))
 
     @functools.cached_property

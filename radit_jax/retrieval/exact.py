@@ -161,7 +161,7 @@ class ExactSearcher:
         if not 0 <= recall < 1:
             raise InputError(f"recall target {recall:g} of approximate search, expected 0 (exact) or a number below 1")
         self.vectors = vectors
-        mesh = mesh if mesh is not None else sharding.make_mesh(1, 1, devices=jax.local_devices()[:1])
+        mesh = sharding.mesh_or_one(mesh)
         self.layout = Layout.of(len(vectors), mesh.size, score_bytes)
         self._vectors_NxE = jax.make_array_from_callback((self.layout.padded, vectors.dim), vectors_sharding(mesh), self._read)
         self._program = functools.cache(functools.partial(top_k_program, mesh, self.layout, recall=recall))
