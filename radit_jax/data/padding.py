@@ -46,6 +46,11 @@ def real_indices(real: np.ndarray, length: int = 0, parts: int = 4) -> np.ndarra
     return pad_rows(found, length, fill=B * T)[0].reshape(*groups, length) if length < B * T else None
 
 
+def computed(tokens: np.ndarray, indices: np.ndarray | None) -> int:
+    """Tokens that a call computes: all of its rows', or with `real_indices` the places of the line."""
+    return tokens.size if indices is None else indices.size
+
+
 def line_rows(shortest: int, tokens: int = LINE) -> int:
     """Rows for a line of `tokens` tokens to be full before they are, where none has less than `shortest` tokens."""
     return -(-tokens // max(shortest, 1))

@@ -24,7 +24,7 @@ from jax.sharding import Mesh
 from radit_jax import distributed, sharding
 from radit_jax.data import trees
 from radit_jax.data.instances import InstanceMaker
-from radit_jax.data.padding import bucket, pad_rows, real_indices, rows_of_call
+from radit_jax.data.padding import bucket, computed, pad_rows, real_indices, rows_of_call
 from radit_jax.errors import InputError
 from radit_jax.inference import decode
 from radit_jax.inference.decode import Rows
@@ -229,7 +229,7 @@ class Ensemble:
             real_BxKxT = np.arange(tokens_BxKxT.shape[-1]) < lengths_BxK[..., None]
             indices_KxN = real_indices(real_BxKxT.swapaxes(0, 1))
         self.shapes.add(tokens_BxKxT.shape + np.shape(indices_KxN))
-        self.computed += tokens_BxKxT.size if indices_KxN is None else indices_KxN.size
+        self.computed += computed(tokens_BxKxT, indices_KxN)
         tokens_BxKxT, lengths_BxK = (sharding.put_rows(self.mesh, array) for array in (tokens_BxKxT, lengths_BxK))
         return lengths_BxK, *decode.prefill(self.graphdef, self.params, tokens_BxKxT, lengths_BxK, new_tokens, indices_KxN)
 

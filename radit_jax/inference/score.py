@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from radit_jax import artifacts, distributed, progress, sharding
 from radit_jax.data import trees
 from radit_jax.data.instances import InstanceMaker
-from radit_jax.data.padding import ALIKE, bucket, line_of_call, line_rows, pad_rows, real_indices, rows_of_call
+from radit_jax.data.padding import ALIKE, bucket, computed, line_of_call, line_rows, pad_rows, real_indices, rows_of_call
 from radit_jax.data.trees import Forest, Tree
 from radit_jax.errors import InputError
 from radit_jax.models import flash
@@ -124,7 +124,7 @@ class Scorer:
             np.add.at(logp_N, of_part, logp_P[: len(of_part)])
         self.tokens += sum(len(forest.paths[n]) for n in members)
         self.read += forest.nodes
-        self.computed += forest.tokens_RxT.size if indices_N is None else len(indices_N)
+        self.computed += computed(forest.tokens_RxT, indices_N)
 
     def _run(self, tokens_BxT, positions_BxT, place_BxT, slots_MxP, labels_MxP, indices_N) -> np.ndarray:
         self.shapes.add(tokens_BxT.shape + slots_MxP.shape + np.shape(indices_N))

@@ -24,7 +24,7 @@ from jax.sharding import Mesh
 
 from radit_jax import distributed, progress, sharding
 from radit_jax.data.corpus import PassageStore
-from radit_jax.data.padding import LINE, line_of_call, line_rows, longer, real_indices, rows_of_call
+from radit_jax.data.padding import LINE, computed, line_of_call, line_rows, longer, real_indices, rows_of_call
 from radit_jax.errors import InputError
 from radit_jax.retrieval.vectors import DTYPES, about_shard, open_vectors, read_shard, shard_path, write_shard
 
@@ -274,9 +274,9 @@ def _encoded(encode: Encode, batches: Iterable[Batch], tally: Tally) -> Iterator
     flying: collections.deque[tuple[list[int], jax.Array]] = collections.deque()
     for rows, tokens_BxT, mask_BxT, indices_N in batches:
         tally.tokens += int(mask_BxT[: len(rows)].sum())
-        computed = tokens_BxT.size if indices_N is None else len(indices_N)
-        tally.computed += computed
-        tally.shapes.add((*tokens_BxT.shape, computed))
+        places = computed(tokens_BxT, indices_N)
+        tally.computed += places
+        tally.shapes.add((*tokens_BxT.shape, places))
         flying.append((rows, encode(tokens_BxT, mask_BxT, indices_N)))
         if len(flying) > IN_FLIGHT:
             yield _fetched(*flying.popleft())
