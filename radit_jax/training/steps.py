@@ -65,7 +65,9 @@ def lm_step(
 
     total, grads = _accumulate(nll, state.params, batch)
     outputs = jnp.sum(batch.weights_BxP)
-    loss, grads = jax.tree.map(lambda x: x / jnp.maximum(outputs, 1.0), (total, grads))
+    # A product is made where it is read; quotients would go through memory.
+    share = 1.0 / jnp.maximum(outputs, 1.0)
+    loss, grads = jax.tree.map(lambda x: x * share, (total, grads))
     state, metrics = _update(tx, state, grads)
     tokens = jnp.sum(batch.segment_ids_BxT > 0)
     return state, {**metrics, "loss": loss, "output_tokens": outputs, "tokens": tokens, "padding": 1 - tokens / batch.tokens_BxT.size}
