@@ -12,10 +12,18 @@ from radit_jax.data.instances import InstanceMaker
 from radit_jax.data.padding import bucket
 from radit_jax.errors import InputError
 from radit_jax.inference import score
-from radit_jax.inference.score import Scorer, read_scores, score_retrieval
+from radit_jax.inference.score import Scorer, read_scores, score_retrieval, together
 from radit_jax.types import Instance
 
-MEMBERS = tiny.retrieved(5, 2)
+
+class Kept(list):
+    """A retrieval in memory."""
+
+    rows_NxK = property(lambda self: np.stack([member.rows_K for member in self]))
+    examples = property(lambda self: [member.example for member in self])
+
+
+MEMBERS = Kept(tiny.retrieved(5, 2))
 
 
 def instances() -> list[Instance]:
@@ -79,7 +87,7 @@ def test_every_pair_is_scored_and_stands_beside_its_ids(stored):
     folder, facts = stored
     assert sorted(path.name for path in folder.glob("logp-*")) == [f"logp-{n:05d}.npy" for n in range(3)]
     found, make = read_scores(folder), tiny.maker()
-    assert list(found) == [member.example.id for member in MEMBERS] and facts["questions"] == 5
+    assert set(found) == {member.example.id for member in MEMBERS} and facts["questions"] == len(found) == 5
     for member in MEMBERS:
         passage_ids, logp_K, length = found[member.example.id]
         assert passage_ids == [passage.id for passage in member.passages]
@@ -99,6 +107,33 @@ def test_only_the_missing_shard_is_scored_again(stored):
     assert scorer.scored == 2 * 2
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     assert all(name.endswith(".npy") for name in before)
+
+
+def test_a_shard_of_other_questions_is_scored_again(stored):
+    """An earlier version may have left shards in another order."""
+    folder, _ = stored
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    for name in ("example_ids", "passage_ids", "target_lengths", "logp"):
+        swapped = [folder / f"{name}-{n:05d}.npy" for n in (0, 1)]
+        for path, content in zip(swapped, [path.read_bytes() for path in swapped[::-1]]):
+            path.write_bytes(content)
+    scorer = Counting(tiny.lm(), batch_tokens=300)
+    score_retrieval(scorer, tiny.maker(), MEMBERS, folder)
+    assert scorer.scored == 2 * 2 * 2
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_questions_with_passages_in_common_are_scored_together():
+    """Four subjects with passages of their own, asked about in turn: each group is of one subject."""
+    rows_NxK = np.asarray([[10 * (n % 4) + (n + j) % 5 for j in range(3)] for n in range(20)])
+    groups = together(rows_NxK, 5)
+    assert sorted(sum(groups, [])) == list(range(20)) and groups == together(rows_NxK, 5)
+    assert [{n % 4 for n in group} for group in groups] == [{0}, {1}, {2}, {3}]
+
+
+def test_questions_with_no_passage_in_common_stay_in_their_order():
+    assert together(np.arange(14).reshape(7, 2), 3) == [[0, 1, 2], [3, 4, 5], [6]]
+    assert together(np.zeros((0, 2), np.int64), 3) == []
 
 
 def test_a_folder_without_scores_is_an_error(tmp_path):

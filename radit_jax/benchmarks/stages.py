@@ -27,7 +27,7 @@ from radit_jax.data.prompts import background_prompt
 from radit_jax.data.tokenizer import load_tokenizer
 from radit_jax.errors import InputError
 from radit_jax.inference.ensemble import passage_logweights
-from radit_jax.inference.score import Scorer
+from radit_jax.inference.score import Scorer, together
 from radit_jax.pipeline import Pipeline
 from radit_jax.retrieval import embed
 from radit_jax.retrieval.encode import encoding
@@ -100,11 +100,12 @@ def _embed(pipeline: Pipeline, records: int, folder: Path) -> Work:
 def _score(pipeline: Pipeline, records: int, folder: Path, *, apart: bool = False) -> Work:
     """log p of the answers of `records` questions after each of their k passages; given as token ids on both sides.
 
-    `apart`: no two questions have a passage in common, for one that is given twice is read once.
+    They are questions that the stage scores together, with what was retrieved for them, for a passage that is given twice is read once.
+    `apart`: no two questions have a passage in common.
     """
     c = pipeline.config
     maker = InstanceMaker(pipeline.tokenizer, c.lm.max_tokens)
-    members = _questions(pipeline, pipeline.train_examples, records, K, apart=apart)
+    members = _questions(pipeline, pipeline.train_examples, records, K, apart=True) if apart else _scored_together(pipeline, records)
     pairs = [(m.example, passage) for m in members for passage in m.passages]
     instances = [maker.instance(e.id, e.prompt, passage.content, e.target, close=False) for e, passage in pairs]
     texts = [(background_prompt(passage.content, e.prompt), e.target) for e, passage in pairs]  # for a peer that tokenizes itself
@@ -281,8 +282,17 @@ def _losses_apart(ours: list[float], theirs: list[float]) -> dict[str, float]:
 # -- records ------------------------------------------------------------------------------------------------------------------------
 
 
+def _scored_together(pipeline: Pipeline, count: int) -> list[Retrieved]:
+    """Of the groups of so many training questions that have passages in common, the one that has as many as half of the others."""
+    _, retrieval = pipeline.retrieved("train", [example for example in pipeline.train_examples if example.retrieve], K)
+    whole = [group for group in together(retrieval.rows_NxK, count) if len(group) == count]
+    if not whole:
+        raise InputError(f"bench: {count} questions, the set has {len(retrieval)} (config.train.limit)")
+    return [retrieval[i] for i in sorted(whole, key=lambda group: len(np.unique(retrieval.rows_NxK[group])))[len(whole) // 2]]
+
+
 def _questions(pipeline: Pipeline, examples: Sequence[Example], count: int, k: int, *, apart: bool = False) -> list[Retrieved]:
-    """Questions with k passages: those of the document that answers, then the ones after it. Speed needs no retrieval, and so no index.
+    """Questions with k passages: those of the document that answers, then the ones after it, without a search.
 
     `apart` leaves out questions with a passage that one before them has.
     """

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import collections
 import functools
+import heapq
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from radit_jax.data.trees import Forest, Tree
 from radit_jax.errors import InputError
 from radit_jax.models import flash
 from radit_jax.models.attention import Segments, Trees
+from radit_jax.retrieval.retrieve import Retrieval
 from radit_jax.types import Instance, PyTree
 
 SHARD = 200  # examples scored between two writes: what a kill can lose
@@ -144,24 +147,54 @@ class Scorer:
         }
 
 
-def score_retrieval(scorer: Scorer, maker: InstanceMaker, retrieval: Sequence, folder: Path) -> dict:
+def together(rows_NxK: np.ndarray, size: int) -> list[list[int]]:
+    """The numbers of all N questions in groups of `size`, those that have passages in common in the same one as far as they can be.
+
+    A group begins with the first question that is left, and takes the one of most passages that it has already, until it is full.
+    """
+    owners = collections.defaultdict(list)
+    for n, row_K in enumerate(rows_NxK.tolist()):
+        for row in row_K:
+            owners[row].append(n)
+    groups: list[list[int]] = []
+    placed, first = np.zeros(len(rows_NxK), bool), 0
+    for start in range(0, len(rows_NxK), size):
+        group, held, common_N = [], set(), collections.Counter()
+        likeliest: list[tuple[int, int]] = []  # (−passages in common, question); what it had before is there too, behind
+        while len(group) < min(size, len(rows_NxK) - start):
+            while likeliest and placed[likeliest[0][1]]:
+                heapq.heappop(likeliest)
+            while placed[first]:
+                first += 1
+            n = heapq.heappop(likeliest)[1] if likeliest else first
+            placed[n] = True
+            group.append(n)
+            new = set(rows_NxK[n].tolist()) - held
+            held |= new
+            for other in (other for row in sorted(new) for other in owners[row] if not placed[other]):
+                common_N[other] += 1
+                heapq.heappush(likeliest, (-common_N[other], other))
+        groups.append(group)
+    return groups
+
+
+def score_retrieval(scorer: Scorer, maker: InstanceMaker, retrieval: Retrieval, folder: Path) -> dict:
     """Writes log p_LM(y | c∘x) of every example and each of its passages, once (paper section 2.4), resumable by shard.
 
     `folder/logp-NNNNN.npy` (examples × K) stands beside the ids it belongs to: `example_ids-NNNNN.npy`, `passage_ids-NNNNN.npy`.
+    The examples of a shard are such that have passages in common: one that several were given is read once.
     Of several processes all score and the leader writes. Returns the facts of the stage.
     """
-    total = len(retrieval)
-    starts = range(0, total, SHARD)
-    shards = [folder / f"logp-{start // SHARD:05d}.npy" for start in starts]
+    total, groups = len(retrieval), together(retrieval.rows_NxK, SHARD)
+    shards = [folder / f"logp-{n:05d}.npy" for n in range(len(groups))]
     # What the leader sees holds for all: otherwise one process would wait for another in a shard that the other skips.
-    there = distributed.gather(np.asarray([shard.exists() for shard in shards]))[0]
-    already = sum(min(SHARD, total - start) for start, done in zip(starts, there) if done)
+    there = distributed.gather(np.asarray([_is_of(shard, retrieval, group) for shard, group in zip(shards, groups)]))[0]
+    already = sum(len(group) for group, done in zip(groups, there) if done)
     with progress.bar("score", total, unit="questions", start=already) as advance:
-        for start, shard, done in zip(starts, shards, there):
+        for group, shard, done in zip(groups, shards, there):
             if not done:
-                members = range(start, min(start + SHARD, total))
-                _score_shard(scorer, maker, [retrieval[i] for i in members], shard)
-                advance(len(members))
+                _score_shard(scorer, maker, [retrieval[i] for i in group], shard)
+                advance(len(group))
     distributed.meet(f"{folder.name} is scored")  # what the leader wrote may be read by all
     return {
         "questions": total,
@@ -170,6 +203,18 @@ def score_retrieval(scorer: Scorer, maker: InstanceMaker, retrieval: Sequence, f
         "tokens_per_s": round(scorer.tokens / max(advance.elapsed, 1e-9)),
         "truncated": maker.truncations.count,
     }
+
+
+def _is_of(shard: Path, retrieval: Retrieval, group: Sequence[int]) -> bool:
+    """Whether the shard is there, and of these examples."""
+    if not shard.exists():
+        return False
+    ids = np.load(_beside(shard, "example_ids"), allow_pickle=False)
+    return ids.tolist() == [retrieval.examples[i].id for i in group]
+
+
+def _beside(shard: Path, name: str) -> Path:
+    return shard.with_name(shard.name.replace("logp", name))
 
 
 def _score_shard(scorer: Scorer, maker: InstanceMaker, members: Sequence, shard: Path) -> None:
@@ -187,7 +232,7 @@ def _score_shard(scorer: Scorer, maker: InstanceMaker, members: Sequence, shard:
     logp_NxK = scorer(instances).reshape(len(members), -1)
     if distributed.leads():
         for name, array in names.items():
-            artifacts.save_array(shard.with_name(shard.name.replace("logp", name)), array)
+            artifacts.save_array(_beside(shard, name), array)
         artifacts.save_array(shard, logp_NxK)  # last: its presence says that the shard is whole
 
 
@@ -198,10 +243,7 @@ def read_scores(folder: Path) -> dict[str, tuple[list[str], np.ndarray, int]]:
     if not shards:
         raise InputError(f"{folder}: no LM scores here")
     for shard in shards:
-        part = {
-            name: np.load(shard.with_name(shard.name.replace("logp", name)))
-            for name in ("example_ids", "passage_ids", "target_lengths", "logp")
-        }
+        part = {name: np.load(_beside(shard, name)) for name in ("example_ids", "passage_ids", "target_lengths", "logp")}
         for row, example_id in enumerate(part["example_ids"]):
             found[str(example_id)] = (part["passage_ids"][row].tolist(), part["logp"][row], int(part["target_lengths"][row]))
     return found

@@ -71,6 +71,11 @@ class Retrieval:
     def __iter__(self) -> Iterator[Retrieved]:
         return (self[i] for i in range(len(self)))
 
+    @property
+    def rows_NxK(self) -> np.ndarray:
+        """The rows of all examples in the passage store; NO_ROW where one takes no passages."""
+        return self.found.rows[self._at]
+
     def of(self, examples: Sequence[Example]) -> Retrieval:
         """The same for these examples alone."""
         return Retrieval(self.found, examples, self.store)
