@@ -22,7 +22,7 @@ from radit_jax.benchmarks import ask
 CONFIG = command.config_flag()
 FLAGS = [
     flags.DEFINE_string("peer_python", os.environ.get("RADIT_PEER_PYTHON"), "A Python with torch, or faiss; none: ours alone."),
-    flags.DEFINE_integer("records", None, "Passages (embed) or questions; default 512, 24 (score), 128 (lsr_ft), 16.", lower_bound=1),
+    flags.DEFINE_integer("records", None, "Passages (embed) or questions; default 512, 24 (score), 512 (lsr_ft), 16.", lower_bound=1),
     flags.DEFINE_list("stages", None, "growth, utilisation: which; default all. growth: --records is the smaller number of each."),
     flags.DEFINE_integer("repetitions", 3, "Counted runs of each side, after one that warms up.", lower_bound=1),
     flags.DEFINE_integer("vectors", 100_000, "search: vectors.", lower_bound=10),

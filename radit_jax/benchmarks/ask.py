@@ -12,7 +12,7 @@ from radit_jax.errors import InputError
 
 STAGES = ("embed", "score", "lm_ft", "lsr_ft", "generate")  # against transformers + torch; those of "all"
 SCALES = ("search", "memory", "growth", "utilisation")  # beside faiss; a smaller corpus; fewer records; what the device could do
-RECORDS = {"embed": 512, "score": 24, "lsr_ft": 128}  # where none are asked for
+RECORDS = {"embed": 512, "score": 24, "lsr_ft": 512}  # where none are asked for
 FEW = 16  # of the other stages
 Result = tuple[dict[str, Any], str]
 

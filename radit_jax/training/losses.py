@@ -70,7 +70,7 @@ def _blocked_forward(hidden_BxPxD, head: Head, labels_BxP, weights_BxP):
 
     def body(carry, of_block):
         return jax.lax.cond(
-            jnp.any(of_block[2] > 0), gone_through, lambda carry, hidden, *_: (carry, jnp.zeros(hidden.shape)), carry, *of_block
+            jnp.any(of_block[2] != 0), gone_through, lambda carry, hidden, *_: (carry, jnp.zeros(hidden.shape)), carry, *of_block
         )
 
     B, P, _ = hidden_BxPxD.shape

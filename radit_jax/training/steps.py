@@ -56,18 +56,18 @@ def lm_step(
     `frozen` holds the parameters that are not in the state (models/lora.py): no gradients of them are made, and no moments kept.
     """
 
-    def nll(params: PyTree, micro: LmBatch) -> jax.Array:
+    outputs = jnp.sum(batch.weights_BxP)
+
+    def mean_nll(params: PyTree, micro: LmBatch) -> jax.Array:
         lm = nnx.merge(graphdef, params, *frozen)
         hidden_BxTxD = lm.hidden(micro.tokens_BxT, micro.positions_BxT, micro.segment_ids_BxT, micro.indices_N)
         # Logits only where the next token is an output token: the head is a fifth of a small LM's arithmetic.
         hidden_BxPxD = jnp.take_along_axis(hidden_BxTxD, micro.slots_BxP[..., None], axis=1)
-        return losses.blocked_nll(hidden_BxPxD, lm.vocabulary(), micro.labels_BxP, micro.weights_BxP)
+        # The mean is taken here: gradients of all parameters, to be divided after they are made, go through memory twice more.
+        weights_BxP = micro.weights_BxP / jnp.maximum(outputs, 1.0)
+        return losses.blocked_nll(hidden_BxPxD, lm.vocabulary(), micro.labels_BxP, weights_BxP)
 
-    total, grads = _accumulate(nll, state.params, batch)
-    outputs = jnp.sum(batch.weights_BxP)
-    # A product is made where it is read; quotients would go through memory.
-    share = 1.0 / jnp.maximum(outputs, 1.0)
-    loss, grads = jax.tree.map(lambda x: x * share, (total, grads))
+    loss, grads = _accumulate(mean_nll, state.params, batch)
     state, metrics = _update(tx, state, grads)
     tokens = jnp.sum(batch.segment_ids_BxT > 0)
     return state, {**metrics, "loss": loss, "output_tokens": outputs, "tokens": tokens, "padding": 1 - tokens / batch.tokens_BxT.size}
