@@ -25,6 +25,7 @@ from radit_jax.models.layers import (
     as_bits,
     for_cpu,
     from_bits,
+    kept,
     rope_frequencies,
     rope_tables,
     rows_apart,
@@ -232,6 +233,7 @@ class LM(nnx.Module):
 
         def layer(x, inputs):
             params, window, k_BxGxSxh, v_BxGxSxh = inputs
+            x = kept(x)  # the layer's input is there for the backward pass in any case: this way as bits
             past = [] if cache is None else [Keys(from_bits(k_BxGxSxh), from_bits(v_BxGxSxh), past_BxTxS)]
 
             def read(q_BxGxRxTxh, k_BxGxTxh, v_BxGxTxh):
