@@ -11,6 +11,7 @@ import tiny
 from radit_jax.errors import InputError
 from radit_jax.evaluation.evaluate import EvaluateOptions, answer_all
 from radit_jax.inference import decode
+from radit_jax.inference import ensemble as ensembles
 from radit_jax.inference.ensemble import Ensemble, passage_logweights, stop_tokens
 
 NEW_TOKENS = 5
@@ -105,7 +106,10 @@ def test_identical_passages_equal_one():
             np.testing.assert_allclose(same.logprob, single.logprob, rtol=1e-4)
 
 
-def test_sequence_level_is_eq_2_over_the_distinct_answers():
+@pytest.mark.parametrize("few", [0, 100])
+def test_sequence_level_is_eq_2_over_the_distinct_answers(few, monkeypatch):
+    """Whether first tokens are looked at first or whole answers are read at once."""
+    monkeypatch.setattr(ensembles, "FEW", few)
     asked = questions()
     several = 0
     for question, answer in zip(asked, ensemble().generate(asked)):

@@ -7,7 +7,7 @@ import pytest
 
 from radit_jax.data.corpus import PassageStore, build_store
 from radit_jax.errors import InputError
-from radit_jax.retrieval.retrieve import Retrieval, retrieve, write_retrieval
+from radit_jax.retrieval.retrieve import NO_ROW, Retrieval, retrieve, write_retrieval
 from radit_jax.retrieval.search import ExactSearcher
 from radit_jax.retrieval.vectors import Vectors
 from radit_jax.types import Example, Passage
@@ -79,6 +79,7 @@ def test_stored_is_what_was_found_in_any_order_of_examples(searcher, store, tmp_
         assert (mine.example, mine.passages) == (made[i].example, made[i].passages)
         np.testing.assert_array_equal(mine.rows_K, made[i].rows_K)
         np.testing.assert_array_equal(mine.scores_K, made[i].scores_K)
+    np.testing.assert_array_equal(opened.rows_NxK, [made[3].rows_K, [NO_ROW, NO_ROW], made[0].rows_K])
 
 
 def test_unknown_examples_are_refused(searcher, store, tmp_path):

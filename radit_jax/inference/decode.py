@@ -18,6 +18,7 @@ from radit_jax.models.apart import APART, ApartCache, ApartLM
 from radit_jax.models.attention import Segments, Trees
 from radit_jax.models.layers import as_bits, from_bits, platform
 from radit_jax.models.lm import LM, KVCache
+from radit_jax.models.unpad import Line
 from radit_jax.types import PyTree
 
 # Where K is in a cache: after L, for a scan over layers would otherwise transpose the cache in every step; all prompts write the same slot.
@@ -202,20 +203,22 @@ def some(last_BxKxV, lengths_BxK, cache: KVCache, at_M: jax.Array):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def score_nodes(graphdef, params, last_BxKxV, lengths_BxK, cache, tokens_BxN, depths_BxN, ends_BxN, parents_BxN, stops_I):
+def score_nodes(graphdef, params, last_BxKxV, lengths_BxK, cache, tokens_BxN, depths_BxN, ends_BxN, parents_BxN, stops_I, indices_M=None):
     """Candidates of each question as trees of N tokens, read over the caches of its K prompts.
 
+    `indices_M` (int32) are of the real tokens among the B·N, where those are read in one line.
     Returns log p of each token after those before it (B, K, N), of the end after each token (B, K, N), and of the end at once (B, K).
     """
     lm = nnx.merge(graphdef, params)
-    vocabulary = lm.vocabulary()
+    vocabulary, rows = lm.vocabulary(), Trees(ends_BxN, indices_M)
+    line = Line.of(rows.real_BxT, indices_M)
 
     def read(lengths_B, cache):
-        return lm.extend(tokens_BxN, lengths_B[:, None] + depths_BxN, Trees(ends_BxN), cache)[0]
+        return lm.extend(tokens_BxN, lengths_B[:, None] + depths_BxN, rows, cache)[0]
 
     def one(args):
         last_BxV, hidden_BxNxD = args
-        norm_BxN = vocabulary.normalizers(hidden_BxNxD)
+        norm_BxN = line.pad(vocabulary.normalizers(line.unpad(hidden_BxNxD)))
         # A token's logits are those of its parent; a first token's are the prompt's.
         b_Bx1, before_BxN = jnp.arange(len(tokens_BxN))[:, None], jnp.maximum(parents_BxN, 0)
         after_BxN = vocabulary.token_logits(hidden_BxNxD[b_Bx1, before_BxN], tokens_BxN) - norm_BxN[b_Bx1, before_BxN]

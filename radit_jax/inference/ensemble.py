@@ -24,7 +24,7 @@ from jax.sharding import Mesh
 from radit_jax import distributed, sharding
 from radit_jax.data import trees
 from radit_jax.data.instances import InstanceMaker
-from radit_jax.data.padding import bucket, computed, pad_rows, real_indices, rows_of_call
+from radit_jax.data.padding import bucket, computed, line_of_call, pad_rows, real_indices, rows_of_call
 from radit_jax.errors import InputError
 from radit_jax.inference import decode
 from radit_jax.inference.decode import Rows
@@ -33,8 +33,10 @@ from radit_jax.models.apart import ApartLM
 from radit_jax.models.lm import KVCache
 from radit_jax.types import PyTree
 
+_Candidate = tuple[Sequence[int], bool]  # ids, and whether the probability that the answer ends after them is part of theirs
 _Batch = tuple[list[int], tuple[np.ndarray, np.ndarray, np.ndarray]]  # numbers of the questions; tokens_BxKxT, lengths_BxK, logw_BxK
-LOOK = 3  # tokens of every answer that are read under all prompts before most are dropped
+LOOK = 3  # tokens of every answer that are read under all prompts before most are dropped,
+FEW = 24  # unless all answers together have so few
 ROUNDING = 1e-3  # nats by which two ways of computing a log-probability may differ
 
 
@@ -133,7 +135,8 @@ class Ensemble:
             listed = [choices[row] for row in rows] + [choices[rows[-1]]] * (len(tokens_BxKxT) - len(rows))
             with jax.set_mesh(self.mesh):
                 lengths_BxK, last_BxKxV, cache = self.prefill(tokens_BxKxT, lengths_BxK, 0)
-                logp_BxKxC = self._candidates(listed, last_BxKxV, lengths_BxK, cache, ends)
+                listed = [[(ids, ends) for ids in of_question] for of_question in listed]
+                logp_BxKxC = self._candidates(listed, last_BxKxV, lengths_BxK, cache)
             mixed_BxC = _mixed(logp_BxKxC, logw_BxK)
             for b, row in enumerate(rows):
                 out[row] = mixed_BxC[b, : len(choices[row])]
@@ -199,15 +202,14 @@ class Ensemble:
         heard = zip(found, group.own_BxK, group.logw_BxK)
         said = [_Said(list(texts.values()), own_ids, own_K, logw_K) for (texts, _, own_ids), own_K, logw_K in heard]
         # The likeliest answer alone, before the others: after it most others are out of the question.
-        for depth, most in ((LOOK, None), (self.max_new_tokens, 1), (self.max_new_tokens, None)):
+        for look, most in ((True, None), (False, 1), (False, None)):
             asked = [of.doubtful()[:most] for of in said]
             if not any(asked):
                 break
-            whole = depth >= self.max_new_tokens
-            listed = [[of.answers[c][:depth] for c in of_question] for of, of_question in zip(said, asked)]
-            logp_BxKxC = self._candidates(listed, group.last_BxKxV, group.lengths_BxK, group.cache, ends=whole)
-            for of, of_question, logp_KxC in zip(said, asked, logp_BxKxC):
-                of.hear(of_question, logp_KxC, whole)
+            listed = [of.to_read(of_question, look) for of, of_question in zip(said, asked)]
+            logp_BxKxC = self._candidates(listed, group.last_BxKxV, group.lengths_BxK, group.cache)
+            for of, *heard in zip(said, asked, listed, logp_BxKxC):
+                of.hear(*heard)
         best = [of.best() for of in said]
         return [
             Answer(list(texts)[at], logprob, tuple(own), tuple(map(float, own_K)))
@@ -251,37 +253,43 @@ class Ensemble:
         ids = [int(i) for i in ids_S if i >= 0]
         return self.maker.tokenizer.decode(ids).split("\n")[0].strip(), ids
 
-    def _candidates(self, listed: Sequence[Sequence[Sequence[int]]], last_BxKxV, lengths_BxK, cache, ends: bool) -> np.ndarray:
-        """logp_BxKxC of the listed candidates (ids) of each question, on the host; a candidate that is not there has −inf.
-
-        With `ends` the probability that the answer ends there is part of it.
-        """
+    def _candidates(self, listed: Sequence[Sequence[_Candidate]], last_BxKxV, lengths_BxK, cache) -> np.ndarray:
+        """logp_BxKxC of the listed candidates of each question, on the host; a candidate that is not there has −inf."""
         (B, K), platform = lengths_BxK.shape, self.mesh.devices.flat[0].platform
         steps = {"smallest": 8} if platform == "cpu" else {"smallest": 64, "parts": 1}  # fewer compiles there
-        grown = [trees.grow(choices, worth=1) for choices in listed]
+        grown = [trees.grow([ids for ids, _ in candidates], worth=1) for candidates in listed]
         sizes = [sum(tree.size for tree in row) for row in grown]
         logp_BxKxC = np.full((B, K, max(map(len, listed))), -np.inf, np.float32)
         left = sorted((b for b in range(B) if b < len(listed) and listed[b]), key=lambda b: -sizes[b])
         while left:
-            width, count = bucket(sizes[left[0]], **steps), B
-            if self.mesh.shape[sharding.DATA] == 1:  # a call of the questions that have about as many
-                count = rows_of_call([K * sizes[b] for b in left], K * width, B, platform)
-            these, left = left[:count], left[count:]
-            forests = [trees.plant(listed[b], [grown[b]], width) for b in these]
-            filled = forests + forests[-1:] * (count - len(these))
-            nodes = zip(*((forest.tokens_RxT, forest.positions_RxT, forest.ends_RxT, forest.parents_RxT()) for forest in filled))
-            on_mesh = (sharding.put_rows(self.mesh, np.concatenate(rows)) for rows in nodes)
+            width, taken, count = bucket(sizes[left[0]], **steps), B, B
+            if sharding.in_line(self.mesh):
+                taken, count, _ = line_of_call([K * sizes[b] for b in left], B)
+            elif self.mesh.shape[sharding.DATA] == 1:  # a call of the questions that have about as many
+                taken = count = rows_of_call([K * sizes[b] for b in left], K * width, B, platform)
+            these, left = left[:taken], left[taken:]
+            forests = [trees.plant([ids for ids, _ in listed[b]], [grown[b]], width) for b in these]
+            filled = forests + [trees.plant((), [()], width)] * (count - len(these))
             read = (last_BxKxV, lengths_BxK, cache)
             if count < B or these != list(range(B)):
                 read = decode.some(*read, np.asarray(these + these[-1:] * (count - len(these)), np.int32))
-            self.shapes.add((count, K, cache.capacity, width))
-            found = decode.score_nodes(self.graphdef, self.params, *read, *on_mesh, self.stops_I)
-            for b, forest, logp_KxN, end_KxN, end_K in zip(these, forests, *map(distributed.to_host, found)):
-                for c, path in enumerate(forest.paths):
+            found = self._nodes(filled, *read)
+            for b, forest, logp_KxN, end_KxN, end_K in zip(these, forests, *found):
+                for c, (path, (_, ends)) in enumerate(zip(forest.paths, listed[b], strict=True)):
                     logp_BxKxC[b, :, c] = logp_KxN[:, path].sum(-1)
                     if ends:
                         logp_BxKxC[b, :, c] += end_KxN[:, path[-1]] if len(path) else end_K
         return logp_BxKxC
+
+    def _nodes(self, forests: Sequence[trees.Forest], last_BxKxV, lengths_BxK, cache) -> Iterator[np.ndarray]:
+        """What `decode.score_nodes` finds of a row of trees for each question, on the host."""
+        rows = zip(*((forest.tokens_RxT, forest.positions_RxT, forest.ends_RxT, forest.parents_RxT()) for forest in forests))
+        tokens_BxN, depths_BxN, ends_BxN, parents_BxN = map(np.concatenate, rows)
+        indices_M = real_indices(ends_BxN > 0) if sharding.in_line(self.mesh) else None
+        self.shapes.add((*lengths_BxK.shape, cache.capacity, tokens_BxN.shape[1], *np.shape(indices_M)))
+        nodes = (sharding.put_rows(self.mesh, array) for array in (tokens_BxN, depths_BxN, ends_BxN, parents_BxN))
+        found = decode.score_nodes(self.graphdef, self.params, last_BxKxV, lengths_BxK, cache, *nodes, self.stops_I, indices_M)
+        return map(distributed.to_host, found)
 
     def _batches(self, questions: Sequence[Prompted]) -> Iterator[_Batch]:
         """Longest first: which questions, and their (tokens_BxKxT, lengths_BxK, logw_BxK)."""
@@ -345,10 +353,16 @@ class _Said:
         may_be_C = (most_C >= least - ROUNDING) & ~self.known_KxC.all(axis=0)
         return [int(c) for c in np.argsort(-most_C, kind="stable") if may_be_C[c]]
 
-    def hear(self, asked: Sequence[int], logp_KxC: np.ndarray, whole: bool) -> None:
-        """log p of the answers that were asked about, or, if it is not of the whole answers, upper bounds of it."""
-        for i, c in enumerate(asked):
-            self.upper_KxC[:, c] = np.where(self.known_KxC[:, c], self.upper_KxC[:, c], logp_KxC[:, i])
+    def to_read(self, asked: Sequence[int], look: bool) -> list[_Candidate]:
+        """What is read of the answers asked about: with `look` the first LOOK tokens of each alone, unless there are FEW in all."""
+        answers = [self.answers[c] for c in asked]
+        short = look and sum(tree.size for tree in trees.grow(answers, worth=1)) > FEW
+        return [(ids[: LOOK if short else None], not short or len(ids) <= LOOK) for ids in answers]
+
+    def hear(self, asked: Sequence[int], read: Sequence[_Candidate], logp_KxC: np.ndarray) -> None:
+        """log p of what was read of the answers asked about: an upper bound, where that was not all."""
+        for c, (_, whole), logp_K in zip(asked, read, logp_KxC.T):
+            self.upper_KxC[:, c] = np.where(self.known_KxC[:, c], self.upper_KxC[:, c], logp_K)
             self.known_KxC[:, c] |= whole
 
     def best(self) -> tuple[int, float]:
