@@ -12,7 +12,7 @@ from radit_jax.errors import InputError
 from radit_jax.evaluation.evaluate import EvaluateOptions, answer_all
 from radit_jax.inference import decode
 from radit_jax.inference import ensemble as ensembles
-from radit_jax.inference.ensemble import Ensemble, passage_logweights, stop_tokens
+from radit_jax.inference.ensemble import Ensemble, Prompted, passage_logweights, stop_tokens
 
 NEW_TOKENS = 5
 MEMBERS = tiny.retrieved(6, 3)
@@ -185,6 +185,20 @@ def test_padding_and_shapes_are_told():
     assert first["padding"] == round(1 - asking.read / asking.computed, 4) and first["shapes"] >= 2
     asking.generate(asked)
     assert asking.facts() == first
+
+
+def test_what_is_read_at_once_fills_a_line_and_no_more():
+    rng = np.random.default_rng(0)
+    lengths_NxK = rng.integers(20, 60, (60, 4))
+    asking, logw_K = ensemble(batch_tokens=4 * 300), np.zeros(4, np.float32)
+    asked = [Prompted(f"q{n}", tuple([1] * length for length in lengths_K), logw_K) for n, lengths_K in enumerate(lengths_NxK)]
+    found = list(asking._batches(asked))
+    assert sorted(n for rows, _ in found for n in rows) == list(range(60))
+    for rows, (tokens_BxKxT, lengths_BxK, _) in found:
+        assert len(rows) <= len(tokens_BxKxT) and lengths_BxK[: len(rows)].sum(axis=0).max() <= 256  # the line of 300 tokens
+        np.testing.assert_array_equal(lengths_BxK[: len(rows)], lengths_NxK[rows])
+        assert (lengths_BxK[len(rows) :] == 1).all()
+    assert np.mean([lengths_NxK[rows].sum() for rows, _ in found[:-1]]) > 0.8 * 4 * 256
 
 
 def test_an_unknown_level_is_an_error():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from radit_jax.data.padding import ALIKE, LEAST_TOKENS, bucket, rows_of_call
+from radit_jax.data.padding import ALIKE, LEAST_TOKENS, bucket, longer, rows_of_call, whole_line
 
 
 def calls(sizes: list[int], tokens: int) -> list[tuple[int, int, int]]:
@@ -45,3 +45,10 @@ def test_all_are_computed_once_with_little_padding_in_few_shapes():
     whole = [2048 // length * length for _, length, _ in found]
     assert computed < 0.8 * sum(whole)  # what calls of one size would compute
     assert len({(rows, length) for rows, length, _ in found}) <= len(found) and 0 < ALIKE < 1 < LEAST_TOKENS
+
+
+def test_a_whole_line_is_the_longest_that_no_bucket_pads():
+    for tokens in range(64, 4097):
+        line = whole_line(tokens)
+        assert line == bucket(line, smallest=64) <= tokens < longer(line)
+    assert whole_line(1) == 64

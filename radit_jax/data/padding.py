@@ -35,6 +35,14 @@ def bucket(length: int, smallest: int = 16, parts: int = 4) -> int:
     return size
 
 
+def whole_line(tokens: int) -> int:
+    """The longest line of no more than so many tokens (64 at least) that is full when it is: `bucket` makes it no longer."""
+    size = 64
+    while longer(size) <= tokens:
+        size = longer(size)
+    return size
+
+
 def real_indices(real: np.ndarray, length: int = 0, parts: int = 4) -> np.ndarray | None:
     """Where the real tokens of (…, B, T) rows stand among their B·T places, ascending: (…, N) int32, filled up with B·T.
 

@@ -24,7 +24,7 @@ from jax.sharding import Mesh
 from radit_jax import distributed, sharding
 from radit_jax.data import trees
 from radit_jax.data.instances import InstanceMaker
-from radit_jax.data.padding import bucket, computed, line_of_call, pad_rows, real_indices, rows_of_call
+from radit_jax.data.padding import ALIKE, bucket, computed, line_of_call, line_rows, pad_rows, real_indices, rows_of_call, whole_line
 from radit_jax.errors import InputError
 from radit_jax.inference import decode
 from radit_jax.inference.decode import Rows
@@ -298,14 +298,28 @@ class Ensemble:
         start = 0
         while start < len(order):
             width = self.width(longest[order[start]])
-            size = sharding.whole_rows(self.mesh, self.batch_tokens // (width * len(questions[order[start]].prompts)))
-            rows = order[start : start + size]
+            waiting = [questions[row].prompts for row in order[start : start + self.batch_tokens]]  # no fewer than can be taken
+            taken, size = self._size(waiting, width)
+            rows = order[start : start + taken]
             chosen = [questions[row] for row in rows]
             self.read += sum(len(ids) for question in chosen for ids in question.prompts)
-            filled = chosen + [chosen[-1]] * (size - len(chosen))  # the last batch keeps the shape of the others
+            # The last batch keeps the shape of the others: questions that are none have prompts of a token.
+            none = dataclasses.replace(chosen[-1], prompts=tuple(ids[:1] for ids in chosen[-1].prompts))
+            filled = chosen + [none] * (size - len(chosen))
             padded = [pad_rows(question.prompts, width) for question in filled]
             yield rows, tuple(np.stack(part) for part in (*zip(*padded), [question.logw_K for question in filled]))
-            start += size
+            start += taken
+
+    def _size(self, prompts_NxK: Sequence[Sequence[Sequence[int]]], width: int) -> tuple[int, int]:
+        """How many of the questions that wait, longest first, are read at once, and in how many rows of prompts so wide."""
+        tokens = self.batch_tokens // len(prompts_NxK[0])
+        if not sharding.in_line(self.mesh):
+            size = sharding.whole_rows(self.mesh, tokens // width)
+            return size, size
+        line = whole_line(max(tokens, width))
+        rows = line_rows(int(ALIKE * width), line)
+        totals_N = np.cumsum([[len(ids) for ids in prompts] for prompts in prompts_NxK[:rows]], axis=0).max(axis=1)
+        return line_of_call(np.diff(totals_N, prepend=0), rows, line)[:2]  # each k has a line, all as long as the longest
 
 
 @dataclasses.dataclass(eq=False)
