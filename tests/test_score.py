@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import tiny
 
+from radit_jax import artifacts
 from radit_jax.data.instances import InstanceMaker
 from radit_jax.data.padding import bucket
 from radit_jax.errors import InputError
@@ -121,6 +123,26 @@ def test_a_shard_of_other_questions_is_scored_again(stored):
     score_retrieval(scorer, tiny.maker(), MEMBERS, folder)
     assert scorer.scored == 2 * 2 * 2
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_a_kill_while_a_shard_of_other_questions_is_replaced_leaves_no_scores_beside_wrong_ids(stored, monkeypatch):
+    folder, _ = stored
+    whole = read_scores(folder)
+    for name in ("example_ids", "passage_ids", "target_lengths", "logp"):
+        (folder / f"{name}-00000.npy").write_bytes((folder / f"{name}-00001.npy").read_bytes())
+
+    def killed(path, array):
+        if path.name.startswith("logp"):
+            raise KeyboardInterrupt
+        artifacts.save_array(path, array)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(score, "artifacts", SimpleNamespace(save_array=killed))
+        score_retrieval(Scorer(tiny.lm(), batch_tokens=300), tiny.maker(), MEMBERS, folder)
+    score_retrieval(Scorer(tiny.lm(), batch_tokens=300), tiny.maker(), MEMBERS, folder)
+    for id, (passage_ids, logp_K, length) in read_scores(folder).items():
+        assert (passage_ids, length) == (whole[id][0], whole[id][2])
+        np.testing.assert_allclose(logp_K, whole[id][1], rtol=1e-5)
 
 
 def test_questions_with_passages_in_common_are_scored_together():

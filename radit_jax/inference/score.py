@@ -231,6 +231,7 @@ def _score_shard(scorer: Scorer, maker: InstanceMaker, members: Sequence, shard:
     }
     logp_NxK = scorer(instances).reshape(len(members), -1)
     if distributed.leads():
+        shard.unlink(missing_ok=True)  # of other examples: it must not outlive their ids
         for name, array in names.items():
             artifacts.save_array(_beside(shard, name), array)
         artifacts.save_array(shard, logp_NxK)  # last: its presence says that the shard is whole
