@@ -91,6 +91,10 @@ class Pipeline:
         self._searchers: dict[bool, search.Searcher] = {}  # tuned vectors? →
         self.inputs = inputs.claim(config, self.workdir, keep=keep and not dry)
 
+    def variant(self, changes: Mapping[str, Any]) -> Pipeline:
+        """The pipeline of the config with these fields ("lm_ft.steps" → value) in the same workdir, whose config it does not become."""
+        return Pipeline(inputs.with_fields(self.config, changes), self.workdir, keep=False)
+
     def check_trainings(self) -> None:
         """InputError where the mesh does not divide a batch, or an option is none: told before hours of retrieval and scores."""
         c = self.config

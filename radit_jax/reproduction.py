@@ -138,16 +138,12 @@ def make(base: Pipeline, parts: Sequence[str], seeds: Sequence[int]) -> dict[str
     value: dict[str, Any] = {"cells": cells, "seconds": {}, "config": base.config.to_dict()}
     for name, seed in itertools.product(parts, seeds):
         for variant, changes in PARTS[name].variants.items():
-            pipeline = _variant(base, {"seed": seed, **changes})
+            pipeline = base.variant({"seed": seed, **changes})
             cells += _cells(pipeline, name, variant, seed)
             value["seconds"].setdefault(f"{name}{', ' * bool(variant)}{variant}", {})[seed] = pipeline.seconds
             if distributed.leads():
                 artifacts.write_json(base.workdir / FILE, value)
     return value
-
-
-def _variant(pipeline: Pipeline, changes: Mapping[str, Any]) -> Pipeline:
-    return Pipeline(with_fields(pipeline.config, changes), pipeline.workdir, keep=False)
 
 
 def _cells(pipeline: Pipeline, part: str, variant: str, seed: int) -> Iterator[dict[str, Any]]:
@@ -174,7 +170,7 @@ def _unseen(pipeline: Pipeline, tuned: bool) -> dict[str, list[float]]:
     """Recall and MRR of all questions of R-ft, a fold after the other, each by a query encoder that was trained on the other folds."""
     found: list[dict[str, float]] = []
     for fold in range(1, FOLDS + 1):
-        of_fold = _variant(pipeline, {"lsr_ft.fold": f"{fold}/{FOLDS}"})
+        of_fold = pipeline.variant({"lsr_ft.fold": f"{fold}/{FOLDS}"})
         _, retrieval = of_fold.retrieved("unseen", trainings.unseen(of_fold), of_fold.depth(), tuned)
         found += [metrics.retrieval_metrics(metrics.first_right(member.passages, member.example)) for member in retrieval]
     return {name: [row[name] for row in found] for name in found[0]}

@@ -28,7 +28,6 @@ from radit_jax.data.tokenizer import load_tokenizer
 from radit_jax.errors import InputError
 from radit_jax.inference.ensemble import passage_logweights
 from radit_jax.inference.score import Scorer, together
-from radit_jax.inputs import with_fields
 from radit_jax.pipeline import Pipeline
 from radit_jax.retrieval import embed
 from radit_jax.retrieval.encode import encoding
@@ -135,7 +134,7 @@ def _score(pipeline: Pipeline, records: int, folder: Path, *, apart: bool = Fals
 
 def _lm_ft(pipeline: Pipeline, records: int, folder: Path) -> Work:
     """Steps of all weights on `records` examples with their k~ passages: our packed rows; for the peer, the same instances in the same."""
-    pipeline = Pipeline(with_fields(pipeline.config, {"lm_ft.lora.rank": 0}), pipeline.workdir, keep=False)  # the peers have no maps
+    pipeline = pipeline.variant({"lm_ft.lora.rank": 0})  # the peers have no maps
     c = pipeline.config
     members = _questions(pipeline, pipeline.train_examples, records, LM_FT_PASSAGES)
     maker = InstanceMaker(pipeline.tokenizer, c.lm_ft.row_length)
