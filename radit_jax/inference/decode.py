@@ -121,9 +121,12 @@ def take(rows: Rows, others: Rows, to_M: jax.Array, from_M: jax.Array) -> Rows:
     return Rows(type(rows.cache)(**cache), **rest)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 7))
-def decode_mixture(graphdef, params, last_BxKxV, lengths_BxK, cache, logw_BxK, stops_I, new_tokens: int):
-    """Eq. 2 at every step: the k next-token distributions are mixed, one token is chosen, all k prompts read it: (ids_BxS, logp_B)."""
+@functools.partial(jax.jit, static_argnums=(0, 8))
+def decode_mixture(graphdef, params, last_BxKxV, lengths_BxK, cache, logw_BxK, stops_I, real_B, new_tokens: int):
+    """Eq. 2 at every step: the k next-token distributions are mixed, one token is chosen, all k prompts read it: (ids_BxS, logp_B).
+
+    Rows of questions that are not real have ended: they hold up no other.
+    """
     model = nnx.merge(graphdef, params)
     each, k = _step(model), lengths_BxK.shape[1]
 
@@ -133,7 +136,7 @@ def decode_mixture(graphdef, params, last_BxKxV, lengths_BxK, cache, logw_BxK, s
     def step(token_Bx1, positions_BxK, cache):
         return each(jnp.repeat(token_Bx1, k, axis=1), positions_BxK, cache)
 
-    rows = _rows(cache, lengths_BxK, jnp.zeros((len(lengths_BxK), 1), bool), new_tokens, isinstance(model, ApartLM))
+    rows = _rows(cache, lengths_BxK, ~real_B[:, None], new_tokens, isinstance(model, ApartLM))
     rows = _go(step, mixed, _hear(rows, mixed(last_BxKxV), stops_I), stops_I, len(lengths_BxK))
     return rows.ids_BxRxS[:, 0], rows.logp_BxR[:, 0]
 

@@ -24,7 +24,7 @@ from jax.sharding import Mesh
 from radit_jax import distributed, sharding
 from radit_jax.data import trees
 from radit_jax.data.instances import InstanceMaker
-from radit_jax.data.padding import ALIKE, bucket, computed, line_of_call, line_rows, pad_rows, real_indices, rows_of_call, whole_line
+from radit_jax.data.padding import ALIKE, bucket, computed, line_of_call, line_rows, pad_rows, real_indices, whole_line
 from radit_jax.errors import InputError
 from radit_jax.inference import decode
 from radit_jax.inference.decode import Rows
@@ -132,10 +132,9 @@ class Ensemble:
         """
         out: list[np.ndarray | None] = [None] * len(questions)
         for rows, (tokens_BxKxT, lengths_BxK, logw_BxK) in self._batches(questions):
-            listed = [choices[row] for row in rows] + [choices[rows[-1]]] * (len(tokens_BxKxT) - len(rows))
+            listed = [[(ids, ends) for ids in choices[row]] for row in rows]
             with jax.set_mesh(self.mesh):
                 lengths_BxK, last_BxKxV, cache = self.prefill(tokens_BxKxT, lengths_BxK, 0)
-                listed = [[(ids, ends) for ids in of_question] for of_question in listed]
                 logp_BxKxC = self._candidates(listed, last_BxKxV, lengths_BxK, cache)
             mixed_BxC = _mixed(logp_BxKxC, logw_BxK)
             for b, row in enumerate(rows):
@@ -191,10 +190,14 @@ class Ensemble:
     def _read(self, batch: _Batch) -> _Group:
         numbers, (tokens_BxKxT, lengths_BxK, logw_BxK) = batch
         lengths_BxK, last_BxKxV, cache = self.prefill(tokens_BxKxT, lengths_BxK, self.max_new_tokens)
-        real_B = sharding.put_rows(self.mesh, np.arange(len(logw_BxK)) < len(numbers))
+        real_B = self._real(numbers, logw_BxK)
         apart = isinstance(self._decoding_lm, ApartLM)
         begun = decode.begin(last_BxKxV, lengths_BxK, cache, self.stops_I, real_B, self.max_new_tokens, apart)
         return _Group(numbers, logw_BxK, lengths_BxK, last_BxKxV, cache, begun)
+
+    def _real(self, numbers: Sequence[int], logw_BxK: np.ndarray) -> jax.Array:
+        """Which rows of a batch are questions, real_B on the mesh."""
+        return sharding.put_rows(self.mesh, np.arange(len(logw_BxK)) < len(numbers))
 
     def _answers(self, group: _Group) -> list[Answer]:
         """Each distinct answer of a question gets its probability by Eq. 2; the best is it."""
@@ -220,7 +223,8 @@ class Ensemble:
         for numbers, (tokens_BxKxT, lengths_BxK, logw_BxK) in batches:
             lengths_BxK, last_BxKxV, cache = self.prefill(tokens_BxKxT, lengths_BxK, self.max_new_tokens)
             of_passages = (last_BxKxV, lengths_BxK, cache, sharding.put_rows(self.mesh, logw_BxK))
-            found = decode.decode_mixture(*self._decoder, *of_passages, self.stops_I, self.max_new_tokens)
+            real_B = self._real(numbers, logw_BxK)
+            found = decode.decode_mixture(*self._decoder, *of_passages, self.stops_I, real_B, self.max_new_tokens)
             ids_BxS, logp_B = map(distributed.to_host, found)
             yield numbers, [Answer(self.said(ids_S)[0], float(logp), (), ()) for ids_S, logp in zip(ids_BxS, logp_B)]
 
@@ -255,8 +259,9 @@ class Ensemble:
 
     def _candidates(self, listed: Sequence[Sequence[_Candidate]], last_BxKxV, lengths_BxK, cache) -> np.ndarray:
         """logp_BxKxC of the listed candidates of each question, on the host; a candidate that is not there has −inf."""
-        (B, K), platform = lengths_BxK.shape, self.mesh.devices.flat[0].platform
-        steps = {"smallest": 8} if platform == "cpu" else {"smallest": 64, "parts": 1}  # fewer compiles there
+        B, K = lengths_BxK.shape
+        on_cpu = self.mesh.devices.flat[0].platform == "cpu"
+        steps = {"smallest": 8} if on_cpu else {"smallest": 64, "parts": 1}  # fewer compiles there
         grown = [trees.grow([ids for ids, _ in candidates], worth=1) for candidates in listed]
         sizes = [sum(tree.size for tree in row) for row in grown]
         logp_BxKxC = np.full((B, K, max(map(len, listed))), -np.inf, np.float32)
@@ -265,8 +270,6 @@ class Ensemble:
             width, taken, count = bucket(sizes[left[0]], **steps), B, B
             if sharding.in_line(self.mesh):
                 taken, count, _ = line_of_call([K * sizes[b] for b in left], B)
-            elif self.mesh.shape[sharding.DATA] == 1:  # a call of the questions that have about as many
-                taken = count = rows_of_call([K * sizes[b] for b in left], K * width, B, platform)
             these, left = left[:taken], left[taken:]
             forests = [trees.plant([ids for ids, _ in listed[b]], [grown[b]], width) for b in these]
             filled = forests + [trees.plant((), [()], width)] * (count - len(these))
