@@ -153,16 +153,21 @@ def test_scann_recall_and_exact_scores(topical):
     assert (np.diff(scores, axis=1) <= 0).all()
 
 
-@pytest.mark.parametrize("length", [0.05, 20.0])
-def test_scann_recall_does_not_hang_on_unit_vectors(topical, length):
-    """DRAGON+ does not normalise. Few candidates are reordered and no leaf is left out, so that the codes decide."""
+def test_scann_recall_does_not_hang_on_unit_vectors(topical):
+    """DRAGON+ does not normalise. Few candidates are reordered and no leaf is left out, so that the codes decide.
+
+    Threads make every index a little different (0.005 in recall), so each figure is the mean of six.
+    """
     vectors, queries = topical
     chosen = ScannSettings.for_corpus(len(vectors), 64)
     settings = dataclasses.replace(chosen, reorder=15, reorder_per_k=1, leaves_searched=chosen.leaves)
     wanted, _ = numpy_top_k(vectors, queries, 10)
-    unit, _ = ScannSearcher(Vectors([vectors]), settings).search(queries, 10)
-    scaled, _ = ScannSearcher(Vectors([np.float32(length) * vectors]), settings).search(queries, 10)
-    assert recall(scaled, wanted) == pytest.approx(recall(unit, wanted), abs=0.025)
+
+    def mean_recall(length):
+        searchers = (ScannSearcher(Vectors([np.float32(length) * vectors]), settings) for _ in range(6))
+        return np.mean([recall(searcher.search(queries, 10)[0], wanted) for searcher in searchers])
+
+    assert [mean_recall(0.05), mean_recall(20.0)] == pytest.approx([mean_recall(1.0)] * 2, abs=0.0125)
 
 
 def test_scann_fills_k_when_the_searched_leaves_do_not(topical):
