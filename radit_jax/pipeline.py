@@ -10,9 +10,7 @@ Retrieval and LM scores are computed once, with the untuned models, and then onl
 from __future__ import annotations
 
 import functools
-import resource
 import shutil
-import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -24,7 +22,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from radit_jax import artifacts, distributed, inputs, logbook, sharding, trainings
+from radit_jax import artifacts, distributed, inputs, logbook, resident, sharding, trainings
 from radit_jax.artifacts import Artifact
 from radit_jax.checkpoint import load_params
 from radit_jax.data import corpus
@@ -371,9 +369,8 @@ class Pipeline:
             say(f"{name}: making {folder.with_suffix('').name}" + (f" ({purpose})" if purpose else ""))
             began = time.monotonic()
             facts = dict(write(folder) or {})
-            # In KiB on Linux. Of the process so far: of this stage or of one before it.
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> (20 if sys.platform == "darwin" else 10)
-            return {**facts, "seconds": round(time.monotonic() - began, 1), "peak_memory_mib": peak}
+            # The peak is that of the process so far: of this stage or of one before it.
+            return {**facts, "seconds": round(time.monotonic() - began, 1), "peak_memory_mib": resident.peak_mib()}
 
         if self.dry and not artifacts.there(self.workdir, name, made_from):
             raise NotMade(name)

@@ -7,7 +7,6 @@ What stays with every passage is on disk (16 bytes of index, 8 of its document, 
 from __future__ import annotations
 
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -19,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-MIB = 1 << 20
+from radit_jax import resident
+
 SAMPLE_S = 0.25  # between two looks at the resident memory
 LARGEST_GROWTH = 1.5  # of resident memory, from the first size to the last
 
@@ -61,7 +61,7 @@ def measure(passages: int, folder: Path, tokenizer_name: str) -> dict[str, Any]:
     encode = encoding(_tiny_encoder(tokenizer.vocab_size), mesh)
     for name in ("store", "vectors"):
         (folder / name).mkdir()
-    before = resident_mib()
+    before = resident.now_mib()
     with Watch() as watch:
         build_store(Invented(passages).corpus(), folder / "store", max_words=60)
         split = watch.seconds()
@@ -82,7 +82,7 @@ class Watch:
 
     def __enter__(self) -> Watch:
         self._began = time.monotonic()
-        self.found = [resident_mib()]
+        self.found = [resident.now_mib()]
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._look, daemon=True)
         self._thread.start()
@@ -91,19 +91,14 @@ class Watch:
     def __exit__(self, *_) -> None:
         self._end.set()
         self._thread.join()
-        self.found.append(resident_mib())
+        self.found.append(resident.now_mib())
 
     def seconds(self) -> float:
         return time.monotonic() - self._began
 
     def _look(self) -> None:
         while not self._end.wait(SAMPLE_S):
-            self.found.append(resident_mib())
-
-
-def resident_mib() -> int:
-    """Resident memory of this process, mapped files included."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() // MIB
+            self.found.append(resident.now_mib())
 
 
 def _tiny_encoder(vocab_size: int):

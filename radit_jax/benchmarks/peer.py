@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import re
-import resource
 import subprocess
 import sys
 import tempfile
@@ -17,6 +16,7 @@ from typing import Any
 
 import jax
 
+from radit_jax import resident
 from radit_jax.errors import InputError
 from radit_jax.logbook import say
 
@@ -139,8 +139,9 @@ def _noted(name: str, failed: dict[str, dict[str, str]]) -> Iterator[None]:
 
 
 def timed(work: Callable[[], Any]) -> tuple[Any, Run]:
-    """What `work` returns, its wall and CPU seconds, and the most memory that this process has held so far."""
+    """What `work` returns, its wall and CPU seconds, and the most memory that this process held while it ran."""
+    resident.forget_peak()
     began, cpu = time.perf_counter(), time.process_time()
     outputs = jax.block_until_ready(work())
     seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - cpu
-    return outputs, {"seconds": seconds, "cpu_seconds": cpu_seconds, "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024}
+    return outputs, {"seconds": seconds, "cpu_seconds": cpu_seconds, "peak_mib": resident.peak_mib()}

@@ -41,10 +41,17 @@ def main(path: str) -> None:
     for line in sys.stdin:
         if line.strip() != "run":
             break
+        forget_peak()
         began, cpu = time.perf_counter(), time.process_time()
         rows = search()
         seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - cpu
         say({"seconds": seconds, "cpu_seconds": cpu_seconds, "peak_mib": peak_mib(), "outputs": rows.tolist()})
+
+
+def forget_peak() -> None:
+    """Lets peak_mib count from here on: the work's memory is asked for, not that of loading a model."""
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")
 
 
 def peak_mib() -> int:

@@ -32,6 +32,7 @@ def serve(path: str, kinds: dict) -> None:
     for line in sys.stdin:
         if line.strip() != "run":
             break
+        forget_peak()
         began, cpu = time.perf_counter(), time.process_time()
         outputs = run()
         seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - cpu
@@ -40,6 +41,12 @@ def serve(path: str, kinds: dict) -> None:
 
 def settings(job: dict) -> dict:
     return SETTINGS | {"dtype": getattr(torch, job["dtype"])}
+
+
+def forget_peak() -> None:
+    """Lets peak_mib count from here on: the work's memory is asked for, not that of loading a model."""
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")
 
 
 def peak_mib() -> int:

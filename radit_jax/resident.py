@@ -1,0 +1,30 @@
+"""The memory that this process holds, in MiB, mapped files included: now, and the most of it."""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+import sys
+from pathlib import Path
+
+PROCESS = Path("/proc/self")  # Linux alone has it
+
+
+def now_mib() -> int:
+    """What is held now. OSError where no Linux tells."""
+    return int((PROCESS / "statm").read_text().split()[1]) * resource.getpagesize() >> 20
+
+
+def peak_mib() -> int:
+    """The most that was held since `forget_peak`, or since the process began."""
+    with contextlib.suppress(OSError):
+        # getrusage would count what the process that started this one held.
+        lines = (PROCESS / "status").read_text().splitlines()
+        return next(int(line.split()[1]) >> 10 for line in lines if line.startswith("VmHWM:"))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> (20 if sys.platform == "darwin" else 10)
+
+
+def forget_peak() -> None:
+    """Lets `peak_mib` count from here on, where the system can."""
+    with contextlib.suppress(OSError):
+        (PROCESS / "clear_refs").write_text("5")
