@@ -316,9 +316,11 @@ class Pipeline:
         return self._load_encoder(self.config.retriever.document_encoder, dtype, mesh)
 
     def dual_encoder(self, mesh: Mesh | None = None, dtype: str = "float32") -> DualEncoder:
-        """Both untuned encoders, for R-ft of both."""
-        names = (self.config.retriever.query_encoder, self.config.retriever.document_encoder)
-        return DualEncoder(*(self._load_encoder(name, dtype, mesh or self.mesh) for name in names))
+        """Both untuned encoders, for R-ft of both: of the passages, k times as many as the queries and longer, it keeps the dots alone."""
+        c, mesh = self.config.retriever, mesh or self.mesh
+        return DualEncoder(
+            self._load_encoder(c.query_encoder, dtype, mesh), self._load_encoder(c.document_encoder, dtype, mesh, remat="dots")
+        )
 
     def _tuned_pair(self, mesh: Mesh | None = None, dtype: str = "float32") -> DualEncoder:
         pair = self.dual_encoder(mesh, dtype)
@@ -338,13 +340,14 @@ class Pipeline:
         place, check = sharding.placer(mesh, sharding.LM_RULES), functools.partial(sharding.check_lm, mesh)
         return load_lm(c.checkpoint, dtype=dtype, attention=attention, place=place, check=check, **kinds)
 
-    def _load_encoder(self, name: str, dtype: str, mesh: Mesh) -> nnx.Module:
+    def _load_encoder(self, name: str, dtype: str, mesh: Mesh, remat: str = "none") -> nnx.Module:
         c = self.config.retriever
         if c.normalize not in ("auto", "yes", "no"):
             raise InputError(f"retriever.normalize is {c.normalize!r}, expected auto, yes or no")
         normalize = {"auto": None, "yes": True, "no": False}[c.normalize]
         place, check = sharding.placer(mesh, sharding.ENCODER_RULES), functools.partial(sharding.check_encoder, mesh)
-        return load_encoder(name, pooling=c.pooling or None, normalize=normalize, dtype=dtype, place=place, check=check)
+        kinds = {"normalize": normalize, "dtype": dtype, "remat": remat}
+        return load_encoder(name, pooling=c.pooling or None, place=place, check=check, **kinds)
 
     def has(self, training: str) -> bool:
         """Whether this workdir holds what a training ("lm_ft", "lsr_ft") with these settings makes; says if what it holds is of others."""

@@ -107,6 +107,7 @@ class LsrBatch:
     query_indices_N: jax.Array | None = None  # int32, of the queries' real tokens where they are read in one line
     passage_tokens_BxKxT: jax.Array | None = None  # int32
     passage_mask_BxKxT: jax.Array | None = None  # bool
+    passage_indices_N: jax.Array | None = None  # int32, of the passages' real tokens among the B·K·T, as those of the queries
 
 
 @_batch

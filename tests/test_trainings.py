@@ -39,8 +39,10 @@ def dual_source(width: int = 16) -> batches.LsrSource:
     return dataclasses.replace(tiny.lsr_source(), read_passages=trainings.passage_reader(tiny.tokenizer(), width))
 
 
-def test_a_step_of_both_encoders_embeds_the_passages_and_moves_both():
-    batch, _ = next(batches.lsr_batches({"train": dual_source()}, shares={"train": 1.0}, batch=4, seed=0))
+@pytest.mark.parametrize("line", [False, True])
+def test_a_step_of_both_encoders_embeds_the_passages_and_moves_both(line):
+    batch, _ = next(batches.lsr_batches({"train": dual_source(width=32)}, shares={"train": 1.0}, batch=4, seed=0, line=line))
+    assert (batch.passage_indices_N is not None) == line
     options, mesh = LsrOptions(score_scale=5.0), tiny.mesh(1, 1)
     graphdef, params = tiny.parts(DualEncoder(*(nnx.merge(*tiny.parts(tiny.encoder())) for _ in range(2))))
     before = tiny.leaves(params)

@@ -267,6 +267,7 @@ class _Keys:
 
 def lsr_batch(item: Mapping[str, np.ndarray], line: bool = False) -> LsrBatch:
     """Stacked elements of an LsrSource → LsrBatch; every candidate and every row is real."""
+    mask_BxKxT = item.get("passage_mask")
     return LsrBatch(
         query_tokens_BxT=item["query_tokens"],
         query_mask_BxT=item["query_mask"],
@@ -278,5 +279,6 @@ def lsr_batch(item: Mapping[str, np.ndarray], line: bool = False) -> LsrBatch:
         weights_B=np.ones(len(item["lm_logp"]), np.float32),
         query_indices_N=real_indices(item["query_mask"], parts=8) if line else None,
         passage_tokens_BxKxT=item.get("passage_tokens"),
-        passage_mask_BxKxT=item.get("passage_mask"),
+        passage_mask_BxKxT=mask_BxKxT,
+        passage_indices_N=real_indices(np.concatenate(mask_BxKxT), parts=8) if line and mask_BxKxT is not None else None,
     )

@@ -95,7 +95,8 @@ def lsr_step(
 def _embedded(document: nnx.Module, batch: LsrBatch) -> jax.Array:
     """E_d of every candidate: passages_BxKxE."""
     B, K, T = batch.passage_tokens_BxKxT.shape
-    vectors = document(batch.passage_tokens_BxKxT.reshape(B * K, T), batch.passage_mask_BxKxT.reshape(B * K, T))
+    tokens, mask = (rows.reshape(B * K, T) for rows in (batch.passage_tokens_BxKxT, batch.passage_mask_BxKxT))
+    vectors = document(tokens, mask, batch.passage_indices_N)
     return vectors.reshape(B, K, -1)
 
 
