@@ -315,14 +315,16 @@ class Pipeline:
             return self._tuned_pair(mesh, dtype).document
         return self._load_encoder(self.config.retriever.document_encoder, dtype, mesh)
 
-    def dual_encoder(self, mesh: Mesh | None = None, dtype: str = "float32") -> DualEncoder:
-        """Both untuned encoders, for R-ft of both: of the passages, k times as many as the queries and longer, it keeps the dots alone."""
-        c, mesh = self.config.retriever, mesh or self.mesh
-        return DualEncoder(
-            self._load_encoder(c.query_encoder, dtype, mesh), self._load_encoder(c.document_encoder, dtype, mesh, remat="dots")
-        )
+    def dual_encoder(self, mesh: Mesh | None = None, dtype: str | None = None) -> DualEncoder:
+        """Both untuned encoders, for R-ft of both.
 
-    def _tuned_pair(self, mesh: Mesh | None = None, dtype: str = "float32") -> DualEncoder:
+        Passages, k times as many as the queries and longer, are read in retriever.dtype (or `dtype`), and only their dots are kept.
+        """
+        c, mesh = self.config.retriever, mesh or self.mesh
+        query = self._load_encoder(c.query_encoder, "float32", mesh)
+        return DualEncoder(query, self._load_encoder(c.document_encoder, dtype or c.dtype, mesh, remat="dots"))
+
+    def _tuned_pair(self, mesh: Mesh | None = None, dtype: str | None = None) -> DualEncoder:
         pair = self.dual_encoder(mesh, dtype)
         nnx.update(pair, load_params(self.tuned_retriever.path / tune.PARAMS, nnx.state(pair)))
         return pair

@@ -160,7 +160,7 @@ def r_ft(pipeline: Pipeline) -> Artifact:
     both, document = c.encoders == BOTH, config.retriever.document_encoder
     if both:
         made_from |= {"document_encoder": pipeline.inputs["retriever.document_encoder"]}
-        made_from |= {key: config.retriever[key] for key in ("pooling", "normalize", "max_passage_tokens")}
+        made_from |= {key: config.retriever[key] for key in ("pooling", "normalize", "dtype", "max_passage_tokens")}
 
     def write(folder: Path) -> dict[str, Any]:
         return tune.query_encoder(
