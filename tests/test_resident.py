@@ -10,14 +10,16 @@ from radit_jax import resident
 MIB = 400
 
 
-@pytest.mark.skipif(not resident.PROCESS.is_dir(), reason="no /proc: the peak is that of the whole process")
 def test_a_peak_is_seen_and_forgotten():
-    resident.forget_peak()
+    try:
+        (resident.PROCESS / "clear_refs").write_text("5")
+    except OSError as error:
+        pytest.skip(f"this system forgets no peak: {error}")
     before = resident.peak_mib()
     np.ones(MIB << 20, np.uint8)  # is given back at once
     assert resident.peak_mib() >= before + MIB - 20
     resident.forget_peak()
-    assert resident.now_mib() <= resident.peak_mib() < before + MIB // 2
+    assert resident.now_mib() - 20 <= resident.peak_mib() < before + MIB // 2
 
 
 def test_a_system_that_does_not_say_gives_the_peak_of_the_process(tmp_path, monkeypatch):
