@@ -10,7 +10,6 @@ best candidates scored again by the vectors themselves, without which no high re
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import sys
@@ -18,6 +17,7 @@ import time
 
 import faiss
 import numpy as np
+from protocol import answer_runs, say
 
 TRAINING = 128_000  # vectors that lists and codes are learned from: 64 a list at 10⁶ vectors, faiss asks for 39 or more
 TUNING = 250  # queries of a first look for the nprobe that reaches the recall
@@ -39,30 +39,7 @@ def main(path: str) -> None:
         search, settings = ivfpq(vectors, queries, np.load(job["truth"]), job["k"], job["recall"])
     build = time.perf_counter() - began
     say({"ready": True, "faiss": faiss.__version__, "index": job["index"], "build_and_tune_s": round(build, 1), **settings})
-    for line in sys.stdin:
-        if line.strip() != "run":
-            break
-        forget_peak()
-        began, cpu = time.perf_counter(), time.process_time()
-        rows = search()
-        seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - cpu
-        say({"seconds": seconds, "cpu_seconds": cpu_seconds, "peak_mib": peak_mib(), "outputs": rows.tolist()})
-
-
-def forget_peak() -> None:
-    """Lets peak_mib count from here on: the work's memory is asked for, not that of loading a model."""
-    with contextlib.suppress(OSError), open("/proc/self/clear_refs", "w") as file:
-        file.write("5")
-
-
-def peak_mib() -> int:
-    """Of this program alone: getrusage would count what the process that started it held."""
-    with open("/proc/self/status") as file:
-        return next(int(line.split()[1]) // 1024 for line in file if line.startswith("VmHWM:"))
-
-
-def say(value: dict) -> None:
-    print(json.dumps(value), flush=True)
+    answer_runs(search)
 
 
 def flat(vectors: np.ndarray) -> faiss.Index:

@@ -2,7 +2,7 @@
 
     PYTHON_WITH_FED_RAG tests/peers/fed_rag_peer.py job.json
 
-The protocol is torch_peer.py's. `score` is its `compute_target_sequence_proba`, one passage at a time; `embed` its retriever's
+The protocol is protocol.py's. `score` is its `compute_target_sequence_proba`, one passage at a time; `embed` its retriever's
 `encode_context`; `lm_ft` its `HuggingFaceTrainerForRALT`. The prompts are given as texts, for it tokenizes itself.
 
 Read in fed-rag 0.0.27. There is no `lsr_ft`: `DataCollatorForLSR` makes the retriever's scores a new tensor (`torch.tensor([n.score …],

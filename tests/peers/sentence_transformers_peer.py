@@ -1,4 +1,4 @@
-"""The peer of `launch/bench.py embed`: sentence-transformers' `encode` as it ships. The protocol is torch_peer.py's.
+"""The peer of `launch/bench.py embed`: sentence-transformers' `encode` as it ships. The protocol is protocol.py's.
 
 PYTHON_WITH_SENTENCE_TRANSFORMERS tests/peers/sentence_transformers_peer.py job.json
 """

@@ -10,12 +10,11 @@ together, logits only where they are needed, a KV cache, the fused AdamW.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import sys
-import time
 
 import torch
+from protocol import answer_runs, say
 from torch.nn import functional as F
 from transformers import AutoModel, AutoModelForCausalLM, PreTrainedTokenizerFast
 from transformers.cache_utils import DynamicCache
@@ -30,34 +29,11 @@ def serve(path: str, kinds: dict) -> None:
     torch.set_num_threads(job["threads"])
     run = kinds[job["kind"]](job)
     say({"ready": True, "torch": torch.__version__, "threads": torch.get_num_threads()})
-    for line in sys.stdin:
-        if line.strip() != "run":
-            break
-        forget_peak()
-        began, cpu = time.perf_counter(), time.process_time()
-        outputs = run()
-        seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - cpu
-        say({"seconds": seconds, "cpu_seconds": cpu_seconds, "peak_mib": peak_mib(), "outputs": outputs})
+    answer_runs(run)
 
 
 def settings(job: dict) -> dict:
     return SETTINGS | {"dtype": getattr(torch, job["dtype"])}
-
-
-def forget_peak() -> None:
-    """Lets peak_mib count from here on: the work's memory is asked for, not that of loading a model."""
-    with contextlib.suppress(OSError), open("/proc/self/clear_refs", "w") as file:
-        file.write("5")
-
-
-def peak_mib() -> int:
-    """Of this program alone: getrusage would count what the process that started it held."""
-    with open("/proc/self/status") as file:
-        return next(int(line.split()[1]) // 1024 for line in file if line.startswith("VmHWM:"))
-
-
-def say(value: dict) -> None:
-    print(json.dumps(value), flush=True)
 
 
 def pad(rows: list[list[int]], *, left: bool = False) -> tuple[torch.Tensor, torch.Tensor]:

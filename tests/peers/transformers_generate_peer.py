@@ -2,7 +2,7 @@
 
     PYTHON_WITH_TORCH tests/peers/transformers_generate_peer.py job.json
 
-The protocol is torch_peer.py's. `model.generate` knows no mixture over prompts: it gives one answer a passage. Returned is what the
+The protocol is protocol.py's. `model.generate` knows no mixture over prompts: it gives one answer a passage. Returned is what the
 passages vote for: the answer whose passages have the greatest p_R together, with the log of that weight in place of its probability.
 """
 
