@@ -32,20 +32,29 @@ def mix_logprobs(logp_KxV: jax.Array, logw_K: jax.Array) -> jax.Array:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 4))
-def prefill(graphdef: nnx.GraphDef, params: PyTree, tokens_BxKxT: jax.Array, lengths_BxK: jax.Array, new_tokens: int, indices_KxN=None):
+def prefill(graphdef: nnx.GraphDef, params: PyTree, tokens_BxKxT: jax.Array, lengths_BxK: jax.Array, new_tokens: int, indices_N=None):
     """Reads the k prompts of each question: log-probs of the next token (B, K, V) and the KV caches, with room for `new_tokens`.
 
-    `indices_KxN` (int32) are of the real tokens among the B·T of each k, where those are read in one line.
+    `indices_N` (int32) are of the real tokens among the K·B·T, where those are read in one line.
     """
     lm = nnx.merge(graphdef, params)
 
-    def one(tokens_BxT, lengths_B, indices_N):
+    def read(tokens_BxT, lengths_B):
         hidden_BxTxD, cache = lm.prefill(tokens_BxT, lengths_B, tokens_BxT.shape[1] + new_tokens, indices_N)
         last_BxD = jnp.take_along_axis(hidden_BxTxD, (lengths_B - 1)[:, None, None], axis=1)[:, 0]
         return jax.nn.log_softmax(lm.logits(last_BxD)), cache
 
-    in_axes = (1, 1, None if indices_KxN is None else 0)
-    return jax.vmap(one, in_axes=in_axes, out_axes=(1, CACHE_K))(tokens_BxKxT, lengths_BxK, indices_KxN)
+    if indices_N is None:
+        return jax.vmap(read, in_axes=1, out_axes=(1, CACHE_K))(tokens_BxKxT, lengths_BxK)
+    # In one line the prompts of all k are rows like any others: what vmap would give each k is a line as long as the longest of them.
+    (B, K), T = lengths_BxK.shape, tokens_BxKxT.shape[-1]
+    logp_RxV, cache = read(tokens_BxKxT.swapaxes(0, 1).reshape(K * B, T), lengths_BxK.T.reshape(-1))
+
+    def by_prompt(x, axis: int):
+        return x.reshape(*x.shape[:axis], K, B, *x.shape[axis + 1 :])
+
+    k, v, positions = by_prompt(cache.k_LxBxGxSxh, 1), by_prompt(cache.v_LxBxGxSxh, 1), by_prompt(cache.positions_BxS, 0)
+    return by_prompt(logp_RxV, 0).swapaxes(0, 1), KVCache(k, v, positions, cache.next_slot)
 
 
 # -- decoding ---------------------------------------------------------------------------------------------------------------------------
@@ -56,7 +65,7 @@ def prefill(graphdef: nnx.GraphDef, params: PyTree, tokens_BxKxT: jax.Array, len
 class Rows:
     """Questions in the middle of their answers: R rows each, K (every prompt on its own) or 1 (the mixture)."""
 
-    cache: PyTree  # of the K prompts
+    cache: PyTree  # of the K prompts, which decoding writes to; None, where they wait to be `over` one or to be taken
     lengths_BxK: jax.Array  # tokens of the prompts
     token_BxR: jax.Array  # the next one, chosen and not yet read
     taken_BxR: jax.Array  # tokens of the answer so far
@@ -77,16 +86,22 @@ def decode_each(graphdef, params, last_BxKxV, lengths_BxK, cache, stops_I, new_t
     `graphdef` and `params` are those of a `decoder`.
     """
     real_B, apart = jnp.ones(len(lengths_BxK), bool), isinstance(nnx.merge(graphdef, params), ApartLM)
-    rows = begin(last_BxKxV, lengths_BxK, cache, stops_I, real_B, new_tokens, apart)
+    rows = over(begin(last_BxKxV, lengths_BxK, stops_I, real_B, new_tokens), cache, apart)
     rows = go(graphdef, params, rows, stops_I, lengths_BxK.size)
     return rows.ids_BxRxS, rows.logp_BxR
 
 
-@functools.partial(jax.jit, static_argnums=(5, 6))
-def begin(last_BxKxV, lengths_BxK, cache, stops_I, real_B, new_tokens: int, apart: bool) -> Rows:
-    """The rows of prompts that were read, for a decoder that is `apart`; those of questions that are not real have ended."""
-    rows = _rows(cache, lengths_BxK, jnp.broadcast_to(~real_B[:, None], lengths_BxK.shape), new_tokens, apart)
+@functools.partial(jax.jit, static_argnums=4)
+def begin(last_BxKxV, lengths_BxK, stops_I, real_B, new_tokens: int) -> Rows:
+    """The rows of prompts that were read, without their cache; those of questions that are not real have ended."""
+    rows = _rows(lengths_BxK, jnp.broadcast_to(~real_B[:, None], lengths_BxK.shape), new_tokens)
     return _hear(rows, last_BxKxV, stops_I)
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def over(rows: Rows, cache: KVCache, apart: bool) -> Rows:
+    """The rows with a copy of their prompts' cache, for a decoder that is `apart` or not."""
+    return dataclasses.replace(rows, cache=ApartCache.of(cache) if apart else cache)
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
@@ -96,8 +111,11 @@ def go(graphdef, params, rows: Rows, stops_I, enough) -> Rows:
 
 
 @functools.partial(jax.jit, donate_argnums=0)
-def take(rows: Rows, others: Rows, to_M: jax.Array, from_M: jax.Array) -> Rows:
-    """`rows` with those of numbers to_M replaced by the others' of numbers from_M, b · K + k. The same pair may be there twice."""
+def take(rows: Rows, others: Rows, cache: KVCache, to_M: jax.Array, from_M: jax.Array) -> Rows:
+    """`rows` with those of numbers to_M replaced by the others' of numbers from_M, b · K + k. The same pair may be there twice.
+
+    `cache` is that of the others' prompts.
+    """
     K = rows.lengths_BxK.shape[1]
     (to_b, to_k), (from_b, from_k) = (jnp.divmod(numbers_M, K) for numbers_M in (to_M, from_M))
 
@@ -110,10 +128,10 @@ def take(rows: Rows, others: Rows, to_M: jax.Array, from_M: jax.Array) -> Rows:
         at, of = ((slice(None),) * axis + (k, b) for k, b in ((to_k, to_b), (from_k, from_b)))
         return from_bits(as_bits(x).at[at].set(as_bits(y)[of]))
 
-    axes = CACHE_K if isinstance(rows.cache, KVCache) else APART_K
+    axes, read = (CACHE_K, cache) if isinstance(rows.cache, KVCache) else (APART_K, ApartCache.of(cache))
     cache = {
         field.name: jax.tree.map(
-            functools.partial(in_cache, axis=getattr(axes, field.name)), getattr(rows.cache, field.name), getattr(others.cache, field.name)
+            functools.partial(in_cache, axis=getattr(axes, field.name)), getattr(rows.cache, field.name), getattr(read, field.name)
         )
         for field in dataclasses.fields(axes)
     }
@@ -136,16 +154,15 @@ def decode_mixture(graphdef, params, last_BxKxV, lengths_BxK, cache, logw_BxK, s
     def step(token_Bx1, positions_BxK, cache):
         return each(jnp.repeat(token_Bx1, k, axis=1), positions_BxK, cache)
 
-    rows = _rows(cache, lengths_BxK, ~real_B[:, None], new_tokens, isinstance(model, ApartLM))
+    rows = over(_rows(lengths_BxK, ~real_B[:, None], new_tokens), cache, isinstance(model, ApartLM))
     rows = _go(step, mixed, _hear(rows, mixed(last_BxKxV), stops_I), stops_I, len(lengths_BxK))
     return rows.ids_BxRxS[:, 0], rows.logp_BxR[:, 0]
 
 
-def _rows(cache: KVCache, lengths_BxK, done_BxR, new_tokens: int, apart: bool) -> Rows:
+def _rows(lengths_BxK, done_BxR, new_tokens: int) -> Rows:
     """Rows that are still to hear of their first token."""
-    cache = ApartCache.of(cache) if apart else cache
     none, nothing = jnp.zeros(done_BxR.shape, jnp.int32), jnp.zeros(done_BxR.shape)
-    return Rows(cache, lengths_BxK, none, none, done_BxR, nothing, jnp.full((*done_BxR.shape, new_tokens), -1, jnp.int32))
+    return Rows(None, lengths_BxK, none, none, done_BxR, nothing, jnp.full((*done_BxR.shape, new_tokens), -1, jnp.int32))
 
 
 def _go(step, answers, rows: Rows, stops_I, enough) -> Rows:
@@ -200,7 +217,9 @@ def _step(model: LM | ApartLM) -> Callable:
 @jax.jit
 def some(last_BxKxV, lengths_BxK, cache: KVCache, at_M: jax.Array):
     """The same of the questions at_M alone."""
-    k, v, positions = (jnp.take(x, at_M, axis=-4) for x in (cache.k_LxBxGxSxh, cache.v_LxBxGxSxh, cache.positions_BxS[..., None, None]))
+    k, v, positions = (
+        jnp.take(x, at_M, axis=-4, mode="clip") for x in (cache.k_LxBxGxSxh, cache.v_LxBxGxSxh, cache.positions_BxS[..., None, None])
+    )
     cache = KVCache(k, v, positions[..., 0, 0], cache.next_slot)
     return jnp.take(last_BxKxV, at_M, axis=0), jnp.take(lengths_BxK, at_M, axis=0), cache
 

@@ -37,6 +37,7 @@ _Candidate = tuple[Sequence[int], bool]  # ids, and whether the probability that
 _Batch = tuple[list[int], tuple[np.ndarray, np.ndarray, np.ndarray]]  # numbers of the questions; tokens_BxKxT, lengths_BxK, logw_BxK
 LOOK = 3  # tokens of every answer that are read under all prompts before most are dropped,
 FEW = 24  # unless all answers together have so few
+NARROW = 32  # tokens of a row of candidates, read in one line: attention is over whole rows, with their padding
 ROUNDING = 1e-3  # nats by which two ways of computing a log-probability may differ
 
 
@@ -157,18 +158,21 @@ class Ensemble:
     def _sequence_level(self, batches: Iterable[_Batch]) -> Iterator[tuple[list[int], list[Answer]]]:
         for _, of_shape in itertools.groupby(batches, lambda batch: batch[1][0].shape):
             for group in self._decoded(collections.deque(of_shape)):
-                yield group.numbers, self._answers(group)
+                numbers, answers = group.numbers, self._answers(group)
+                del group  # its cache, before the next is made
+                yield numbers, answers
 
     def _decoded(self, batches: collections.deque[_Batch]) -> Iterator[_Group]:
         """The batches, all of one shape, read and decoded: each as soon as the last of its rows has ended.
 
         Rows decode side by side, as many as the first has; where one has ended, a prompt of the next batch takes its place.
         """
-        group, waiting = self._read(batches.popleft()), None
-        rows, group.begun = group.begun, None
-        count, K = group.own_BxK.size, group.own_BxK.shape[1]
-        placed = {at: (group, at) for at in group.waiting}  # row here → whose it is, and its number there
-        group.waiting.clear()
+        first, waiting = self._read(batches.popleft()), None
+        rows = decode.over(first.begun, first.cache, isinstance(self._decoding_lm, ApartLM))
+        count, K = first.own_BxK.size, first.own_BxK.shape[1]
+        placed = {at: (first, at) for at in first.waiting}  # row here → whose it is, and its number there
+        first.waiting.clear()
+        del first  # a group is held, with its cache, until it is answered
         some = max(count // 4, 1)  # rows that are waited for before they are replaced
         while placed:
             rows = decode.go(*self._decoder, rows, self.stops_I, some if waiting or batches else count)
@@ -176,23 +180,23 @@ class Ensemble:
             for at in [at for at in placed if done_BxK[divmod(at, K)]]:
                 group, source = placed.pop(at)
                 if group.hear(source, ids_BxKxS[divmod(at, K)], logp_BxK[divmod(at, K)]):
+                    rows = rows if placed or waiting or batches else None
                     yield group
+                del group
             free = [at for at in range(count) if at not in placed]
             while free and (waiting or batches):
                 waiting = waiting or self._read(batches.popleft())
                 moved = [(free.pop(), waiting.waiting.popleft()) for _ in range(min(some, len(free), len(waiting.waiting)))]
                 placed |= {at: (waiting, source) for at, source in moved}
                 to_M, from_M = np.asarray(moved + moved[-1:] * (some - len(moved)), np.int32).T
-                rows = decode.take(rows, waiting.begun, to_M, from_M)
-                if not waiting.waiting:
-                    waiting.begun = waiting = None
+                rows = decode.take(rows, waiting.begun, waiting.cache, to_M, from_M)
+                waiting = waiting if waiting.waiting else None
 
     def _read(self, batch: _Batch) -> _Group:
         numbers, (tokens_BxKxT, lengths_BxK, logw_BxK) = batch
         lengths_BxK, last_BxKxV, cache = self.prefill(tokens_BxKxT, lengths_BxK, self.max_new_tokens)
         real_B = self._real(numbers, logw_BxK)
-        apart = isinstance(self._decoding_lm, ApartLM)
-        begun = decode.begin(last_BxKxV, lengths_BxK, cache, self.stops_I, real_B, self.max_new_tokens, apart)
+        begun = decode.begin(last_BxKxV, lengths_BxK, self.stops_I, real_B, self.max_new_tokens)
         return _Group(numbers, logw_BxK, lengths_BxK, last_BxKxV, cache, begun)
 
     def _real(self, numbers: Sequence[int], logw_BxK: np.ndarray) -> jax.Array:
@@ -230,14 +234,14 @@ class Ensemble:
 
     def prefill(self, tokens_BxKxT: np.ndarray, lengths_BxK: np.ndarray, new_tokens: int) -> tuple[jax.Array, jax.Array, KVCache]:
         """The lengths on the mesh, and what `prefill` returns."""
-        indices_KxN = None
+        indices_N = None
         if sharding.in_line(self.mesh):
-            real_BxKxT = np.arange(tokens_BxKxT.shape[-1]) < lengths_BxK[..., None]
-            indices_KxN = real_indices(real_BxKxT.swapaxes(0, 1))
-        self.shapes.add(tokens_BxKxT.shape + np.shape(indices_KxN))
-        self.computed += computed(tokens_BxKxT, indices_KxN)
+            T = tokens_BxKxT.shape[-1]
+            indices_N = real_indices((np.arange(T) < lengths_BxK.T[..., None]).reshape(-1, T))
+        self.shapes.add(tokens_BxKxT.shape + np.shape(indices_N))
+        self.computed += computed(tokens_BxKxT, indices_N)
         tokens_BxKxT, lengths_BxK = (sharding.put_rows(self.mesh, array) for array in (tokens_BxKxT, lengths_BxK))
-        return lengths_BxK, *decode.prefill(self.graphdef, self.params, tokens_BxKxT, lengths_BxK, new_tokens, indices_KxN)
+        return lengths_BxK, *decode.prefill(self.graphdef, self.params, tokens_BxKxT, lengths_BxK, new_tokens, indices_N)
 
     def width(self, longest: int) -> int:
         """Tokens to which the prompts are padded of questions whose longest prompt has so many."""
@@ -260,25 +264,30 @@ class Ensemble:
     def _candidates(self, listed: Sequence[Sequence[_Candidate]], last_BxKxV, lengths_BxK, cache) -> np.ndarray:
         """logp_BxKxC of the listed candidates of each question, on the host; a candidate that is not there has −inf."""
         B, K = lengths_BxK.shape
+        in_line = sharding.in_line(self.mesh)
         on_cpu = self.mesh.devices.flat[0].platform == "cpu"
         steps = {"smallest": 8} if on_cpu else {"smallest": 64, "parts": 1}  # fewer compiles there
-        grown = [trees.grow([ids for ids, _ in candidates], worth=1) for candidates in listed]
-        sizes = [sum(tree.size for tree in row) for row in grown]
+        texts = [[ids for ids, _ in candidates] for candidates in listed]
+        grown = [trees.grow(of_question, worth=1, most=NARROW if in_line else None) for of_question in texts]
+        rows = [(b, row) for b, of_question in enumerate(grown) for row in (trees.pack(of_question, NARROW) if in_line else [of_question])]
+        left = sorted((row for row in rows if row[1]), key=lambda row: -_size(row[1]))
         logp_BxKxC = np.full((B, K, max(map(len, listed))), -np.inf, np.float32)
-        left = sorted((b for b in range(B) if b < len(listed) and listed[b]), key=lambda b: -sizes[b])
         while left:
-            width, taken, count = bucket(sizes[left[0]], **steps), B, B
-            if sharding.in_line(self.mesh):
-                taken, count, _ = line_of_call([K * sizes[b] for b in left], B)
-            these, left = left[:taken], left[taken:]
-            forests = [trees.plant([ids for ids, _ in listed[b]], [grown[b]], width) for b in these]
-            filled = forests + [trees.plant((), [()], width)] * (count - len(these))
-            read = (last_BxKxV, lengths_BxK, cache)
-            if count < B or these != list(range(B)):
-                read = decode.some(*read, np.asarray(these + these[-1:] * (count - len(these)), np.int32))
-            found = self._nodes(filled, *read)
-            for b, forest, logp_KxN, end_KxN, end_K in zip(these, forests, *found):
-                for c, (path, (_, ends)) in enumerate(zip(forest.paths, listed[b], strict=True)):
+            width, taken, count = bucket(_size(left[0][1]), **steps), B, B
+            if in_line:
+                taken, count, _ = line_of_call([K * _size(row) for _, row in left], B)
+            asked, left = left[:taken], left[taken:]
+            read, of_question = (last_BxKxV, lengths_BxK, cache), dict(asked)
+            if count == B and len(of_question) == len(asked):
+                asked = [(b, of_question.get(b, ())) for b in range(len(listed))]  # they are read where they lie
+            else:
+                at = [b for b, _ in asked]
+                read = decode.some(*read, np.asarray(at + at[-1:] * (count - len(at)), np.int32))
+            forests = [trees.plant(texts[b], [row], width) for b, row in asked]
+            found = self._nodes(forests + [trees.plant((), [()], width)] * (count - len(asked)), *read)
+            for (b, row), forest, logp_KxN, end_KxN, end_K in zip(asked, forests, *found):
+                for c in itertools.chain.from_iterable(tree.members for tree in row):
+                    path, ends = forest.paths[c], listed[b][c][1]
                     logp_BxKxC[b, :, c] = logp_KxN[:, path].sum(-1)
                     if ends:
                         logp_BxKxC[b, :, c] += end_KxN[:, path[-1]] if len(path) else end_K
@@ -288,7 +297,9 @@ class Ensemble:
         """What `decode.score_nodes` finds of a row of trees for each question, on the host."""
         rows = zip(*((forest.tokens_RxT, forest.positions_RxT, forest.ends_RxT, forest.parents_RxT()) for forest in forests))
         tokens_BxN, depths_BxN, ends_BxN, parents_BxN = map(np.concatenate, rows)
-        indices_M = real_indices(ends_BxN > 0) if sharding.in_line(self.mesh) else None
+        indices_M = None
+        if sharding.in_line(self.mesh):
+            indices_M = real_indices(ends_BxN > 0, bucket(np.count_nonzero(ends_BxN), smallest=32))  # K times as many are read
         self.shapes.add((*lengths_BxK.shape, cache.capacity, tokens_BxN.shape[1], *np.shape(indices_M)))
         nodes = (sharding.put_rows(self.mesh, array) for array in (tokens_BxN, depths_BxN, ends_BxN, parents_BxN))
         found = decode.score_nodes(self.graphdef, self.params, last_BxKxV, lengths_BxK, cache, *nodes, self.stops_I, indices_M)
@@ -315,14 +326,14 @@ class Ensemble:
 
     def _size(self, prompts_NxK: Sequence[Sequence[Sequence[int]]], width: int) -> tuple[int, int]:
         """How many of the questions that wait, longest first, are read at once, and in how many rows of prompts so wide."""
-        tokens = self.batch_tokens // len(prompts_NxK[0])
+        K = len(prompts_NxK[0])
         if not sharding.in_line(self.mesh):
-            size = sharding.whole_rows(self.mesh, tokens // width)
+            size = sharding.whole_rows(self.mesh, self.batch_tokens // (K * width))
             return size, size
-        line = whole_line(max(tokens, width))
-        rows = line_rows(int(ALIKE * width), line)
-        totals_N = np.cumsum([[len(ids) for ids in prompts] for prompts in prompts_NxK[:rows]], axis=0).max(axis=1)
-        return line_of_call(np.diff(totals_N, prepend=0), rows, line)[:2]  # each k has a line, all as long as the longest
+        line = whole_line(max(self.batch_tokens, K * width))
+        rows = line_rows(int(ALIKE * K * width), line)
+        totals = [sum(map(len, prompts)) for prompts in prompts_NxK[:rows]]
+        return line_of_call(totals, rows, line - K * rows)[:2]  # questions that are none have K tokens
 
 
 @dataclasses.dataclass(eq=False)
@@ -334,7 +345,7 @@ class _Group:
     lengths_BxK: jax.Array
     last_BxKxV: jax.Array
     cache: KVCache
-    begun: Rows | None  # until all rows have been taken
+    begun: Rows  # as they wait to be decoded
 
     def __post_init__(self):
         B, K = self.logw_BxK.shape
@@ -373,7 +384,7 @@ class _Said:
     def to_read(self, asked: Sequence[int], look: bool) -> list[_Candidate]:
         """What is read of the answers asked about: with `look` the first LOOK tokens of each alone, unless there are FEW in all."""
         answers = [self.answers[c] for c in asked]
-        short = look and sum(tree.size for tree in trees.grow(answers, worth=1)) > FEW
+        short = look and _size(trees.grow(answers, worth=1)) > FEW
         return [(ids[: LOOK if short else None], not short or len(ids) <= LOOK) for ids in answers]
 
     def hear(self, asked: Sequence[int], read: Sequence[_Candidate], logp_KxC: np.ndarray) -> None:
@@ -387,6 +398,10 @@ class _Said:
         mixed_C = np.where(self.known_KxC.all(axis=0), _mixed(self.upper_KxC, self.logw_K), -np.inf)
         best = int(np.argmax(mixed_C))
         return best, float(mixed_C[best])
+
+
+def _size(row: Sequence[trees.Tree]) -> int:
+    return sum(tree.size for tree in row)
 
 
 def _mixed(logp_xKxC: np.ndarray, logw_xK: np.ndarray) -> np.ndarray:

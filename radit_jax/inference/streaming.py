@@ -59,7 +59,8 @@ def by_passage(ensemble: Ensemble, question: Prompted, heard: Callable[[int, str
     with jax.set_mesh(ensemble.mesh):
         lengths_1xK, last_1xKxV, cache = _read(ensemble, question)
         real_1 = sharding.put_rows(ensemble.mesh, np.ones(1, bool))
-        rows = decode.begin(last_1xKxV, lengths_1xK, cache, ensemble.stops_I, real_1, ensemble.max_new_tokens, False)
+        rows = decode.begin(last_1xKxV, lengths_1xK, ensemble.stops_I, real_1, ensemble.max_new_tokens)
+        rows = decode.over(rows, cache, apart=False)
         while True:
             ended_K, ids_KxS, logp_K = (np.asarray(part[0]) for part in (rows.done_BxR, rows.ids_BxRxS, rows.logp_BxR))
             for k in sorted(set(map(int, np.flatnonzero(ended_K))) - told):

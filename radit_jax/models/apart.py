@@ -2,8 +2,8 @@
 
 On CPUs and GPUs a slice of stacked weights is a copy of them, which for a few rows takes longer than their products, and a stacked cache
 that is read and written in one step is copied whole. Apart, weights are read where they lie, and each layer writes its keys into its own
-array before it looks at them: two and a half times the tokens a second on an H200. On a CPU products have their outputs in front, (out, in)
-by rows: for few rows that takes XLA's code there a third of the time.
+array before it looks at them: two and a half times the tokens a second on an H200. On a CPU float32 products have their outputs in front,
+(out, in) by rows: for few rows that takes a third of the time in Eigen. In bfloat16, which has another library, it would take three times.
 """
 
 from __future__ import annotations
@@ -47,14 +47,14 @@ class ApartCache:
 class ApartLM(nnx.Module):
     """`LM.decode_step`, over a cache that is apart. Holds a copy of the layers' weights."""
 
-    logits, vocabulary = LM.logits, LM.vocabulary
+    vocabulary = LM.vocabulary
 
     def __init__(self, lm: LM):
         self.config, self.embed, self.final_norm, self.head = lm.config, lm.embed, lm.final_norm, lm.head
         graphdef, stacked = nnx.split(lm.blocks)
         leaves, treedef = jax.tree.flatten(stacked)
         blocks = [nnx.merge(graphdef, treedef.unflatten(layer)) for layer in zip(*map(_layers, leaves))]
-        self.blocks = nnx.List([_turned(block) for block in blocks] if for_cpu() else blocks)
+        self.blocks = nnx.List([_turned(block) for block in blocks] if for_cpu() and lm.config.dtype == "float32" else blocks)
 
     def decode_step(self, tokens_B: jax.Array, positions_B: jax.Array, cache: ApartCache) -> tuple[jax.Array, ApartCache]:
         """Logits (B, V) after one more token in every row, and the cache with it."""
@@ -75,11 +75,17 @@ class ApartLM(nnx.Module):
 
             return read
 
-        x_Bx1xD = self.embed(tokens_B[:, None])
+        x_Bx1xD = self.embed.of_bits(tokens_B[:, None])
         for block, *of_layer in zip(self.blocks, cache.k_BxGxSxh, cache.v_BxGxSxh, c.windows or (None,) * c.layers):
             x_Bx1xD, _, _ = block(x_Bx1xD, rope, reader(*of_layer), Line(None))
         hidden_BxD = self.final_norm(x_Bx1xD)[:, 0]
         return self.logits(hidden_BxD), ApartCache(tuple(k), tuple(v), positions_BxSx1, slot + 1)
+
+    def logits(self, hidden_BxD: jax.Array) -> jax.Array:
+        """`LM.logits`. An embedding (V, D) is turned already, and would be turned back for a product with V behind."""
+        if self.head is None and for_cpu():
+            return self.vocabulary().logits_in_front(hidden_BxD[:, None])[..., 0].T
+        return LM.logits(self, hidden_BxD)
 
 
 class Turned(Linear):

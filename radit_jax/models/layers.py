@@ -215,6 +215,10 @@ class Embed(nnx.Module):
     def __call__(self, tokens: jax.Array) -> jax.Array:
         return jnp.take(self.embedding[...], tokens, axis=0, mode="clip").astype(self.dtype)
 
+    def of_bits(self, tokens: jax.Array) -> jax.Array:
+        """The same, but no gradient passes, and in a loop on a CPU the table is not widened before it."""
+        return from_bits(jnp.take(as_bits(self.embedding[...]), tokens, axis=0, mode="clip")).astype(self.dtype)
+
 
 class RMSNorm(nnx.Module):
     """x / rms(x) * scale over the last axis, computed in float32, returned in `dtype`."""

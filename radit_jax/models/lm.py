@@ -189,10 +189,9 @@ class LM(nnx.Module):
         positions_BxT = jnp.broadcast_to(jnp.arange(T, dtype=jnp.int32)[None], (B, T))
         read_BxT = positions_BxT < lengths_B[:, None]
         rows = Segments(read_BxT.astype(jnp.int32), indices_N, single=True)
-        hidden, k, v = self._forward(tokens_BxT, positions_BxT, rows, None, collect=True)
-        room = [(0, 0), (0, 0), (0, 0), (0, capacity - T), (0, 0)]
+        hidden, k, v = self._forward(tokens_BxT, positions_BxT, rows, None, collect=True, room=capacity - T)
         slots_BxS = jnp.pad(jnp.where(read_BxT, positions_BxT, -1), [(0, 0), (0, capacity - T)], constant_values=-1)
-        return hidden, KVCache(jnp.pad(k, room), jnp.pad(v, room), slots_BxS, jnp.int32(T))
+        return hidden, KVCache(k, v, slots_BxS, jnp.int32(T))
 
     def extend(
         self, tokens_BxT: jax.Array, positions_BxT: jax.Array, rows: Segments | Trees, cache: KVCache
@@ -214,8 +213,8 @@ class LM(nnx.Module):
         nnx.update(self.blocks, jax.tree.map(as_bits, nnx.state(self.blocks)))
         return self
 
-    def _forward(self, tokens_BxT, positions_BxT, rows: Segments | Trees, cache, *, collect: bool):
-        """The one forward pass. Keys and values of the new tokens (L, B, G, T, h) are returned, as bits, only if `collect`."""
+    def _forward(self, tokens_BxT, positions_BxT, rows: Segments | Trees, cache, *, collect: bool, room: int = 0):
+        """The one forward pass. Keys and values of the new tokens (L, B, G, T + room, h) are returned, as bits, only if `collect`."""
         c = self.config
         line = Line.of(rows.real_BxT, rows.indices_N)
         rope = rope_tables(line.unpad(positions_BxT), rope_frequencies(c.head_dim, c.rope_theta, c.rope_scaling))
@@ -243,7 +242,7 @@ class LM(nnx.Module):
                 return attend(q_BxGxRxTxh, [*past, own], window, c.dtype)
 
             x, k, v = nnx.merge(graphdef, jax.tree.map(from_bits, params))(x, rope, kernel or read, line)
-            return rows_apart(x), (as_bits(k), as_bits(v)) if collect else (None, None)
+            return rows_apart(x), tuple(jnp.pad(as_bits(y), [*[(0, 0)] * 2, (0, room), (0, 0)]) if collect else None for y in (k, v))
 
         if c.remat != "none":
             # Inside a scan the compiler cannot undo the rematerialisation, so its costly guard is left out.
