@@ -106,10 +106,11 @@ def test_identical_passages_equal_one():
             np.testing.assert_allclose(same.logprob, single.logprob, rtol=1e-4)
 
 
-@pytest.mark.parametrize("few", [0, 100])
-def test_sequence_level_is_eq_2_over_the_distinct_answers(few, monkeypatch):
-    """Whether first tokens are looked at first or whole answers are read at once."""
+@pytest.mark.parametrize(("few", "narrow"), [(0, 32), (100, 32), (100, 2)])
+def test_sequence_level_is_eq_2_over_the_distinct_answers(few, narrow, monkeypatch):
+    """Whether first tokens are looked at first or whole answers are read at once, in one row for a question or in several."""
     monkeypatch.setattr(ensembles, "FEW", few)
+    monkeypatch.setattr(ensembles, "NARROW", narrow)
     asked = questions()
     several = 0
     for question, answer in zip(asked, ensemble().generate(asked)):
