@@ -2,8 +2,8 @@
 
 python launch/reproduce.py --config=configs/radit.py:nq_wiki --workdir=runs/nq_wiki [--parts=dual,instruction] [--seeds=0,1,2]
 
-Parts: dual, recipe, folds, instruction, passages, ensemble, data, target, length, adapters (radit_jax/reproduction.py). Several runs may
-share a workdir, each with seeds of its own; one with all seeds then puts the tables together.
+Parts: dual, recipe, folds, instruction, passages, ensemble, data, encoders, target, length, adapters (radit_jax/reproduction.py). Several
+runs may share a workdir, each with seeds of its own; one with all seeds then puts the tables together.
 """
 
 from pathlib import Path

@@ -79,6 +79,12 @@ PARTS: Mapping[str, Part] = {
         },
         tuple(RETRIEVERS),
     ),
+    "encoders": Part(
+        "the dual ablation by the encoders that R-ft trains",
+        {"query encoder": {"lsr_ft.encoders": "query"}, "both encoders": {"lsr_ft.encoders": "both"}},
+        ("LM-ft only", "both"),
+        (1, 3, 5),
+    ),
     "target": Part(
         "what R-ft learns from",
         {
