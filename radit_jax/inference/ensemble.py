@@ -180,7 +180,8 @@ class Ensemble:
             for at in [at for at in placed if done_BxK[divmod(at, K)]]:
                 group, source = placed.pop(at)
                 if group.hear(source, ids_BxKxS[divmod(at, K)], logp_BxK[divmod(at, K)]):
-                    rows = rows if placed or waiting or batches else None
+                    if not (placed or waiting or batches):
+                        rows = None  # nothing decodes any more: their cache makes room for the candidates
                     yield group
                 del group
             free = [at for at in range(count) if at not in placed]
@@ -277,9 +278,9 @@ class Ensemble:
             if in_line:
                 taken, count, _ = line_of_call([K * _size(row) for _, row in left], B)
             asked, left = left[:taken], left[taken:]
-            read, of_question = (last_BxKxV, lengths_BxK, cache), dict(asked)
-            if count == B and len(of_question) == len(asked):
-                asked = [(b, of_question.get(b, ())) for b in range(len(listed))]  # they are read where they lie
+            read, row_of = (last_BxKxV, lengths_BxK, cache), dict(asked)
+            if count == B and len(row_of) == len(asked):
+                asked = [(b, row_of.get(b, ())) for b in range(len(listed))]  # they are read where they lie
             else:
                 at = [b for b, _ in asked]
                 read = decode.some(*read, np.asarray(at + at[-1:] * (count - len(at)), np.int32))
