@@ -158,7 +158,7 @@ class Pipeline:
 
     def tunes_documents(self, tuned: bool) -> bool:
         """Whether the tuned retriever (tuned: is it asked for?) has vectors of its own: in the paper it has not."""
-        return tuned and self.config.lsr_ft.encoders == trainings.BOTH
+        return tuned and self.config.lsr_ft.encoders == tune.BOTH
 
     @property
     def searcher(self) -> search.Searcher:
@@ -323,7 +323,7 @@ class Pipeline:
         """
         c, mesh = self.config.retriever, mesh or self.mesh
         query = self._load_encoder(c.query_encoder, "float32", mesh)
-        return DualEncoder(query, self._load_encoder(c.document_encoder, dtype or c.dtype, mesh, remat="dots"))
+        return DualEncoder(query, self._load_encoder(c.document_encoder, dtype or c.dtype, mesh, remat=DualEncoder.REMAT))
 
     def _tuned_pair(self, mesh: Mesh | None = None, dtype: str | None = None) -> DualEncoder:
         pair = self.dual_encoder(mesh, dtype)

@@ -124,9 +124,11 @@ def _costs(pipeline: Pipeline, sample: _Sample) -> Iterator[tuple[str, str, floa
             if count:
                 yield f"lm_scores-{name}{by_tuned}", f"{count * k:,} outputs scored", 0, count * k * tokens, 0
         t = c.lsr_ft
-        drawn = t.batch * tune.planned_steps(t, round(asked * (1 - t.validation)), completed)
-        yield "lsr_ft", f"{drawn:,} questions, with repetition", TRAINING * drawn * QUESTION, 0, 0
-        if pipeline.tunes_documents(True):
+        drawn, both = t.batch * tune.planned_steps(t, round(asked * (1 - tune.held_out_share(t))), completed), t.encoders == tune.BOTH
+        read = QUESTION + both * k * of_encoder
+        work = f"{drawn:,} questions{f' and {k} passages of each' * both}, with repetition"
+        yield "lsr_ft", work, TRAINING * drawn * read, 0, 0
+        if both:
             yield "vectors-tuned", sample.shown, sample.count * of_encoder, 0, 0
     if c.goal != "lsr_ft":
         t = c.lm_ft

@@ -49,10 +49,12 @@ class Part:
     ks: Sequence[int] = ()
 
 
-_EQ4 = {"lsr_ft.prior": 0.0, "lsr_ft.optimizer.peak_lr": 1e-5}
+_QUERY = {"lsr_ft.encoders": "query"}  # where many trainings are compared: a minute each, not a quarter of an hour
+_LIKELIHOOD = {**_QUERY, "lsr_ft.prior": 0.0}
+_EQ4 = {**_LIKELIHOOD, "lsr_ft.optimizer.peak_lr": 1e-5}
 _ALL = {"lm_ft.lora.rank": 0, "lm_ft.optimizer.peak_lr": 1e-4}
 _LORA = {"lm_ft.lora.rank": 16, "lm_ft.optimizer.peak_lr": 1e-3}
-_COMPLETION = {"lsr_ft.completion_examples": 3_000, "lsr_ft.completion_tokens": 20, "lsr_ft.completion_min_tokens": 32}
+_COMPLETION = {**_QUERY, "lsr_ft.completion_examples": 3_000, "lsr_ft.completion_tokens": 20, "lsr_ft.completion_min_tokens": 32}
 PARTS: Mapping[str, Part] = {
     "dual": Part("the dual ablation", {"": {}}, tuple(ROWS), (1, 3, 5, 10)),
     "recipe": Part("the dual ablation at evaluate.k", {"": {}}, tuple(ROWS)),
@@ -72,7 +74,7 @@ PARTS: Mapping[str, Part] = {
     "data": Part(
         "what R-ft is trained on, and which encoder",
         {
-            "questions": {},
+            "questions": _QUERY,
             "95 % completion": {**_COMPLETION, "lsr_ft.completion_share": 0.95, "lsr_ft.epochs": 1},
             "completion alone": {**_COMPLETION, "lsr_ft.completion_share": 1.0},
             "questions, both encoders": {"lsr_ft.encoders": "both"},
@@ -81,14 +83,14 @@ PARTS: Mapping[str, Part] = {
     ),
     "encoders": Part(
         "the dual ablation by the encoders that R-ft trains",
-        {"query encoder": {"lsr_ft.encoders": "query"}, "both encoders": {"lsr_ft.encoders": "both"}},
+        {"query encoder": _QUERY, "both encoders": {"lsr_ft.encoders": "both"}},
         ("LM-ft only", "both"),
         (1, 3, 5),
     ),
     "target": Part(
         "what R-ft learns from",
         {
-            "posterior": {},
+            "posterior": _QUERY,
             "prob, τ = 0.01, KL(p_R ‖ target)": {
                 **_EQ4, "lsr_ft.score": "prob", "lsr_ft.tau": 0.01, "lsr_ft.direction": "retriever_first",
             },
@@ -97,12 +99,12 @@ PARTS: Mapping[str, Part] = {
             },
             "log-prob, τ = 1, KL(p_R ‖ target)": {**_EQ4, "lsr_ft.direction": "retriever_first"},
             "log-prob, τ = 1, KL(target ‖ p_R)": _EQ4,
-            "log-prob, τ = 1, KL(target ‖ p_R), at 2e-5": {"lsr_ft.prior": 0.0},  # the posterior but for its prior
+            "log-prob, τ = 1, KL(target ‖ p_R), at 2e-5": _LIKELIHOOD,  # the posterior but for its prior
             "log-prob, τ = 1, KL(target ‖ p_R) + KL(p_R ‖ untuned)": {**_EQ4, "lsr_ft.anchor": 1.0},
             "mean log-prob, τ = 0.1, KL(target ‖ p_R)": {**_EQ4, "lsr_ft.score": "mean_logprob", "lsr_ft.tau": 0.1},
-            "posterior of the tuned LM": {"lsr_ft.scorer": "tuned"},
-            "posterior, scores × 10": {"retriever.score_scale": 10.0},
-            "posterior, scores × 40": {"retriever.score_scale": 40.0},
+            "posterior of the tuned LM": {**_QUERY, "lsr_ft.scorer": "tuned"},
+            "posterior, scores × 10": {**_QUERY, "retriever.score_scale": 10.0},
+            "posterior, scores × 40": {**_QUERY, "retriever.score_scale": 40.0},
         },
         tuple(RETRIEVERS),
     ),

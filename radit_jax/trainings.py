@@ -129,7 +129,6 @@ def _development(pipeline: Pipeline) -> tuple[Callable[[nnx.Module], dict[str, f
 
 CHANGE_NOTHING = ("checkpoint_every", "log_every")  # fields of a training
 SCORERS = {"untuned": False, "tuned": True}  # lsr_ft.scorer: is its LM tuned?
-ENCODERS = QUERY, BOTH = "query", "both"  # lsr_ft.encoders: what R-ft trains
 
 
 def r_ft(pipeline: Pipeline) -> Artifact:
@@ -142,8 +141,8 @@ def r_ft(pipeline: Pipeline) -> Artifact:
         raise InputError(f"{why}, and lsr_ft.completion_examples is 0")
     if c.scorer not in SCORERS:
         raise InputError(f"lsr_ft.scorer is {c.scorer!r}, expected {' or '.join(SCORERS)}")
-    if c.encoders not in ENCODERS:
-        raise InputError(f"lsr_ft.encoders is {c.encoders!r}, expected {' or '.join(ENCODERS)}")
+    if c.encoders not in tune.ENCODERS:
+        raise InputError(f"lsr_ft.encoders is {c.encoders!r}, expected {' or '.join(tune.ENCODERS)}")
     scored = {"train": pipeline.lm_scores("train", examples, SCORERS[c.scorer])} if examples else {}
     if (left_out := {example.id for example in unseen(pipeline)}) and examples:
         artifact, retrieval = scored["train"]
@@ -157,7 +156,7 @@ def r_ft(pipeline: Pipeline) -> Artifact:
         "score_scale": config.retriever.score_scale,
         "seed": config.seed,
     }
-    both, document = c.encoders == BOTH, config.retriever.document_encoder
+    both, document = c.encoders == tune.BOTH, config.retriever.document_encoder
     if both:
         made_from |= {"document_encoder": pipeline.inputs["retriever.document_encoder"]}
         made_from |= {key: config.retriever[key] for key in ("pooling", "normalize", "dtype", "max_passage_tokens")}
@@ -238,7 +237,7 @@ def _that_matter(c: ConfigDict) -> dict[str, Any]:
     fields = {key: value for key, value in c.to_dict().items() if key not in CHANGE_NOTHING}
     as_before = {
         "lora": not fields.get("lora", {}).get("rank"),
-        "encoders": fields.get("encoders") == QUERY,
+        "encoders": fields.get("encoders") == tune.QUERY,
         "fold": not fields.get("fold"),
     }
     return {key: value for key, value in fields.items() if not as_before.get(key)}

@@ -20,9 +20,11 @@ import tiny
 from flax import nnx
 from processes import ROOT
 
+from configs import common
 from radit_jax.errors import InputError
+from radit_jax.inputs import with_fields
 from radit_jax.models.lm import LmConfig
-from radit_jax.planning import compiled, flops, hlo, topology
+from radit_jax.planning import compiled, flops, hlo, programs, topology
 from radit_jax.training import steps
 from radit_jax.training.optim import make_optimizer
 from radit_jax.types import LmBatch
@@ -54,6 +56,19 @@ def training_step(config: LmConfig):
     ints = [jax.ShapeDtypeStruct((1, 4, size), jnp.int32) for size in (96, 96, 96, 24, 24)]
     batch = LmBatch(*ints, jax.ShapeDtypeStruct((1, 4, 24), jnp.float32))
     return jax.jit(lambda state, batch: steps.lm_step(graphdef, tx, state, batch)), state, batch
+
+
+def test_r_ft_of_both_encoders_is_planned_with_the_passages_that_it_reads():
+    sizes = {"lsr_ft.batch": 4, "retriever.max_query_tokens": 16, "retriever.max_passage_tokens": 32, "retriever.dtype": "float32"}
+
+    def step(encoders: str) -> programs.Program:
+        c = with_fields(common.base(), {**sizes, "lsr_ft.encoders": encoders})
+        return programs.build("lsr_step", c, tiny.mesh(1, 1), programs.Settings())
+
+    query, both = (flops.of(step(encoders).trace().jaxpr).counted for encoders in ("query", "both"))
+    k, read = 10, 32 / 16  # passages of a question, and how much longer they are
+    # Products are kept (remat=dots), so that no passage goes through the maps twice; what attention computes again is little.
+    assert query * (1 + k * read) < both < 1.1 * query * (1 + k * read)
 
 
 def test_full_precision_takes_six_passes_and_open_loops_run_as_often_as_told():

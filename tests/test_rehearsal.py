@@ -46,6 +46,17 @@ def test_what_is_there_costs_nothing_more(config, tmp_path):
     assert names(rehearsal.rehearse(other), there=True) == []
 
 
+def test_r_ft_of_both_encoders_reads_passages_and_embeds_the_corpus_anew(config, tmp_path):
+    fields = {"lsr_ft.encoders": "both", "lsr_ft.completion_share": 0.0}
+    query, both = (
+        {stage.name: stage for stage in rehearsal.rehearse(Pipeline(with_fields(config, chosen), tmp_path, dry=True))}
+        for chosen in (fields | {"lsr_ft.encoders": "query"}, fields)
+    )
+    assert set(both) - set(query) == {"vectors-tuned"}
+    assert f"{config.retrieval.k} passages of each" in both["lsr_ft"].work
+    assert both["lsr_ft"].seconds > 2 * query["lsr_ft"].seconds
+
+
 @pytest.mark.parametrize(("goal", "absent"), [("lm_ft", "lsr_ft"), ("lsr_ft", "lm_ft")])
 def test_a_goal_has_its_own_stages(config, tmp_path, goal, absent):
     stages = names(rehearsal.rehearse(Pipeline(with_fields(config, {"goal": goal}), tmp_path / "w", dry=True)), there=False)

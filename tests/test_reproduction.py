@@ -49,6 +49,13 @@ def test_parts_that_name_the_weights_train_those_whatever_the_config_does():
             assert bool(with_fields(base, changes).lm_ft.lora.rank) == ("LoRA" in name), name
 
 
+def test_parts_that_compare_many_r_fts_train_the_query_encoder_whatever_the_config_does():
+    base = with_fields(common.base(), {"lsr_ft.encoders": "both"})
+    for part in ("target", "data", "encoders"):
+        for name, changes in PARTS[part].variants.items():
+            assert with_fields(base, changes).lsr_ft.encoders == ("both" if "both encoders" in name else "query"), name
+
+
 def test_seeds_are_averaged_by_question_before_questions_are_resampled():
     cells = [cell(em=[1.0, 0.0, 0.0, 1.0], seed=0), cell(em=[0.0, 1.0, 0.0, 1.0], seed=1)]
     (of_cell,) = reproduction.grouped(cells).values()

@@ -171,6 +171,8 @@ class Encoder(nnx.Module):
 class DualEncoder(nnx.Module):
     """E_q and E_d (Eq. 1) as one model, where both are trained."""
 
+    REMAT = "dots"  # of E_d there: it reads k passages for every query, too many to keep all that its backward pass reads
+
     def __init__(self, query: Encoder, document: Encoder):
         self.query, self.document = query, document
 

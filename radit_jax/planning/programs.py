@@ -23,6 +23,7 @@ from radit_jax.inference import score
 from radit_jax.inputs import with_dtypes
 from radit_jax.models import flash, lora
 from radit_jax.models.attention import Segments, Trees
+from radit_jax.models.encoder import DualEncoder
 from radit_jax.models.lm import LM, LmConfig
 from radit_jax.models.lora import LoraOptions
 from radit_jax.planning import flops, shapes
@@ -86,24 +87,26 @@ def lm_step(c: ConfigDict, mesh: Mesh, settings: Settings) -> Program:
     ints, floats = _rows(mesh, jnp.int32, lead=1), _rows(mesh, jnp.float32, lead=1)
     batch = LmBatch(*(ints(A, B, T) for _ in range(3)), ints(A, B, slots), ints(A, B, slots), floats(A, B, slots))
     model = nnx.eval_shape(lambda: lora.adapted(LM(config, rngs=nnx.Rngs(0)), options))
-    step, *arguments = _step(steps.lm_step, model, c.lm_ft.optimizer, c.lm_ft.steps, mesh, sharding.LM_RULES)
+    step, *arguments = _step(steps.lm_step, lora.split(model), c.lm_ft.optimizer, c.lm_ft.steps, mesh, sharding.LM_RULES)
     asked = _asked(config, A * B, T, slots, flops.FROZEN if options.rank else flops.TRAINING)
     return Program("lm_step", mesh, step, (arguments[0], batch, *arguments[1:]), A * B * T, "tokens", c.lm_ft.steps, **asked)
 
 
 def lsr_step(c: ConfigDict, mesh: Mesh, settings: Settings) -> Program:
-    """One update of the query encoder (R-ft), all in float32."""
+    """One update of R-ft: the query encoder in float32 and, where both learn, the document encoder in its compute dtype beside it."""
     r, t = c.retriever, c.lsr_ft
-    if t.encoders == trainings.BOTH:
-        raise InputError(f"lsr_ft.encoders is {t.encoders!r}: only the step of the query encoder alone can be planned")
-    encoder = _encoder(c, mesh, r.query_encoder, "float32")
-    B, T, K, E = t.batch, r.max_query_tokens, c.retrieval.k, encoder.config.width
+    model = query = _encoder(c, mesh, r.query_encoder, "float32")
+    B, T, K, E = t.batch, r.max_query_tokens, c.retrieval.k, query.config.width
     sharding.check_rows(mesh, B, "lsr_ft.batch")
     ints, floats, bools = (_rows(mesh, dtype) for dtype in (jnp.int32, jnp.float32, jnp.bool_))
     batch = LsrBatch(ints(B, T), bools(B, T), floats(B, K, E), bools(B, K), floats(B, K), ints(B), floats(B, K), floats(B))
+    if t.encoders == tune.BOTH:
+        model = DualEncoder(query, _encoder(c, mesh, r.document_encoder, r.dtype, remat=DualEncoder.REMAT))
+        passages = B, K, r.max_passage_tokens
+        batch = dataclasses.replace(batch, passage_tokens_BxKxT=ints(*passages), passage_mask_BxKxT=bools(*passages))
     calls = _lsr_calls(c)
     how = {"options": trainings.lsr_options(c)}
-    step, state = _step(steps.lsr_step, encoder, t.optimizer, calls or 1, mesh, sharding.ENCODER_RULES, **how)
+    step, state = _step(steps.lsr_step, nnx.split(model), t.optimizer, calls or 1, mesh, sharding.ENCODER_RULES, **how)
     return Program("lsr_step", mesh, step, (state, batch), B, "questions", calls)
 
 
@@ -202,17 +205,17 @@ def _asked(config: LmConfig, rows: int, row_length: int, outputs: int, times: fl
     return {"asked": asked, "note": f"{config.attention} attention"}
 
 
-def _encoder(c: ConfigDict, mesh: Mesh, name: str, dtype: str) -> nnx.Module:
+def _encoder(c: ConfigDict, mesh: Mesh, name: str, dtype: str, remat: str = "none") -> nnx.Module:
     """The encoder of a name. Pooling changes no shape, so where the config leaves it to the checkpoint, that is not asked."""
     pooling = {"pooling": c.retriever.pooling or "mean", "normalize": c.retriever.normalize == "yes"}
-    config = shapes.encoder_config(name, **pooling, dtype=dtype, param_dtype="float32")
+    config = shapes.encoder_config(name, **pooling, dtype=dtype, param_dtype="float32", remat=remat)
     sharding.check_encoder(mesh, config)
     return abstract_encoder(config)
 
 
-def _step(step: Callable, model: nnx.Module, o: ConfigDict, total: int, mesh: Mesh, rules, **static: Any) -> tuple[Any, ...]:
-    """(the compiled step of this model, its abstract state, what is frozen beside it if the model is adapted)."""
-    graphdef, params, *frozen = lora.split(model)
+def _step(step: Callable, parts: tuple[Any, ...], o: ConfigDict, total: int, mesh: Mesh, rules, **static: Any) -> tuple[Any, ...]:
+    """(the compiled step of a model, its abstract state, what is frozen beside it). `parts`: graphdef, what learns and what is frozen."""
+    graphdef, params, *frozen = parts
     tx = optim.make_optimizer(optim.OptimizerOptions(**o.to_dict()), total)
     state = jax.eval_shape(lambda params: steps.init_state(params, tx), params)
     return steps.compile_step(step, graphdef, tx, state, mesh, rules, frozen=frozen, **static), state, *frozen
@@ -242,7 +245,7 @@ def _lsr_calls(c: ConfigDict) -> int | None:
     t = c.lsr_ft
     if t.completion_share < 1 and not c.train.limit:
         return None
-    return tune.planned_steps(t, round(c.train.limit * (1 - t.validation)), t.completion_examples)
+    return tune.planned_steps(t, round(c.train.limit * (1 - tune.held_out_share(t))), t.completion_examples)
 
 
 def _rows(mesh: Mesh, dtype: Any, lead: int = 0) -> Callable[..., jax.ShapeDtypeStruct]:

@@ -39,6 +39,7 @@ PARAMS = "params"  # folder of the tuned parameters inside the artifact
 BEST = "best"  # folder of the best parameters so far, while R-ft runs
 BEST_FOUND = "best.json"  # and how good they are
 VALIDATION_TOKENS = 8192  # of one embedding call
+ENCODERS = QUERY, BOTH = "query", "both"  # lsr_ft.encoders: what R-ft trains
 
 
 def lm(
@@ -135,7 +136,7 @@ def query_encoder(
     written, for every look at held-out questions would need the whole corpus embedded anew.
     """
     both = isinstance(model, DualEncoder)
-    held_out, train_members = _split(scored["train"][1], 0.0 if both else c.validation, seed)
+    held_out, train_members = _split(scored["train"][1], held_out_share(c), seed)
     members = {"train": train_members, **{name: list(retrieval) for name, (_, retrieval) in scored.items() if name != "train"}}
     shares = {"train": 1.0} if len(scored) == 1 else {"train": 1.0 - c.completion_share, "completion": c.completion_share}
     members = {name: chosen for name, chosen in members.items() if shares[name]}
@@ -247,6 +248,11 @@ class Best:
         if distributed.leads() and (self.folder / BEST).exists():  # a run killed after this line has renamed it already
             (self.folder / BEST).replace(self.folder / PARAMS)
         return {f"best_{key}": value for key, value in self.found.items()}
+
+
+def held_out_share(c: ConfigDict) -> float:
+    """Share of the questions that R-ft looks at and does not learn from: none where both encoders learn (see `query_encoder`)."""
+    return 0.0 if c.encoders == BOTH else c.validation
 
 
 def lsr_steps(epochs: float, counted: int, share: float, batch: int) -> int:
