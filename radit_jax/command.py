@@ -13,7 +13,7 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from radit_jax import processor
+from radit_jax import processor, resident
 from radit_jax.errors import InputError, TrainingDiverged
 
 FAILED, BAD_INPUT = 1, 2
@@ -85,6 +85,7 @@ def _keep_stdout_for_answers() -> None:
 def run(main: Callable[[list[str]], int | None]) -> None:
     """Runs `main(positional arguments)`; errors of a person become one line on stderr and exit 2, failures one line and exit 1."""
     processor.ask_for_large_pages()
+    resident.share_arenas()  # before there are threads
     logging.set_verbosity(logging.FATAL)  # orbax and grain report every array at INFO, and every error in each of their threads
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     processor.prepare()

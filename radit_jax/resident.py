@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 import resource
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 PROCESS = Path("/proc/self")  # Linux alone has it
+ARENA_MAX = -8  # glibc's M_ARENA_MAX
+THEIR_OWN = {"MALLOC_ARENA_MAX": "", "GLIBC_TUNABLES": "glibc.malloc.arena_max"}  # variables by which people say it
 
 
 def now_mib() -> int:
@@ -29,6 +33,17 @@ def forget_peak() -> None:
     """Lets `peak_mib` count from here on, where the system can."""
     with contextlib.suppress(OSError):
         (PROCESS / "clear_refs").write_text("5")
+
+
+def share_arenas(environment: Mapping[str, str] = os.environ) -> None:
+    """At most one arena of malloc a core from here on, where the C library has arenas and nobody has said how many.
+
+    glibc makes up to eight a core, and what is freed in one is no room for the threads of another: generation holds 220 MiB more on two.
+    """
+    if any(name in environment and part in environment[name] for name, part in THEIR_OWN.items()):
+        return
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).mallopt(ARENA_MAX, os.cpu_count() or 1)
 
 
 def give_back() -> None:

@@ -12,6 +12,7 @@ import pytest
 from flax import nnx
 
 from radit_jax.inference import decode
+from radit_jax.models import apart
 from radit_jax.models.layers import as_bits, from_bits
 from radit_jax.models.lm import LM, KVCache, LmConfig
 
@@ -84,6 +85,21 @@ def test_layers_apart_say_what_the_stack_says(monkeypatch, windows):
     jax.clear_caches()
     np.testing.assert_array_equal(ids, stacked_ids)
     np.testing.assert_allclose(logp, stacked_logp, rtol=1e-5)
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="elsewhere layers apart are copies")
+@pytest.mark.parametrize("dtype", ["bfloat16", "uint16"])
+def test_on_a_cpu_layers_lie_where_the_stack_does(dtype):
+    values = jnp.asarray(RNG.standard_normal((3, 8, 64)), jnp.bfloat16)
+    stack = as_bits(values) if dtype == "uint16" else values
+    layers = apart._weights(stack)
+    assert len(layers) == 3 and {layer.dtype for layer in layers} == {values.dtype}
+    if dtype == "uint16":  # an LM as it is read
+        begin, size = stack.unsafe_buffer_pointer(), stack.nbytes // 3
+        assert [layer.unsafe_buffer_pointer() for layer in layers] == [begin + n * size for n in range(3)]
+    del stack  # they keep it
+    for layer, expected in zip(layers, values):
+        np.testing.assert_array_equal(layer, expected)
 
 
 def test_no_stack_of_layers_is_widened_and_no_cache_transposed():

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
+from processes import ROOT
 
 from radit_jax import resident
 
@@ -29,6 +33,32 @@ def test_a_system_that_does_not_say_gives_the_peak_of_the_process(tmp_path, monk
     resident.forget_peak()
     np.ones(MIB << 20, np.uint8)
     assert resident.peak_mib() >= MIB
+
+
+@pytest.mark.parametrize("environment", [{}, {"MALLOC_ARENA_MAX": "64"}, {"GLIBC_TUNABLES": "glibc.malloc.arena_max=64"}])
+def test_threads_share_one_arena_a_core_unless_somebody_said_how_many(environment):
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "malloc_info"):
+        pytest.skip("this C library has no arenas")
+    cores = os.cpu_count()
+    program = f"""
+import ctypes, threading
+from radit_jax import resident
+resident.share_arenas()
+libc, together = ctypes.CDLL(None), threading.Barrier({3 * cores})
+libc.fdopen.restype = ctypes.c_void_p
+def take():
+    together.wait()
+    libc.malloc(1000)
+    together.wait()
+threads = [threading.Thread(target=take) for _ in range({3 * cores})]
+[thread.start() for thread in threads], [thread.join() for thread in threads]
+out = ctypes.c_void_p(libc.fdopen(1, b"w"))
+libc.malloc_info(0, out), libc.fflush(out)
+"""
+    inherited = {name: value for name, value in os.environ.items() if name not in resident.THEIR_OWN} | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=inherited | environment, check=True)
+    assert (done.stdout.count("<heap nr=") <= cores) == (not environment), done.stdout[:500]
 
 
 def test_what_was_freed_between_what_is_held_is_given_back():

@@ -214,42 +214,39 @@ def _step(model: LM | ApartLM) -> Callable:
 # -- candidates -------------------------------------------------------------------------------------------------------------------------
 
 
-@jax.jit
-def some(last_BxKxV, lengths_BxK, cache: KVCache, at_M: jax.Array):
-    """The same of the questions at_M alone."""
-    k, v, positions = (
-        jnp.take(x, at_M, axis=-4, mode="clip") for x in (cache.k_LxBxGxSxh, cache.v_LxBxGxSxh, cache.positions_BxS[..., None, None])
-    )
-    cache = KVCache(k, v, positions[..., 0, 0], cache.next_slot)
-    return jnp.take(last_BxKxV, at_M, axis=0), jnp.take(lengths_BxK, at_M, axis=0), cache
-
-
 @functools.partial(jax.jit, static_argnums=0)
-def score_nodes(graphdef, params, last_BxKxV, lengths_BxK, cache, tokens_BxN, depths_BxN, ends_BxN, parents_BxN, stops_I, indices_M=None):
-    """Candidates of each question as trees of N tokens, read over the caches of its K prompts.
+def score_nodes(
+    graphdef, params, last_BxKxV, lengths_BxK, cache, tokens_RxN, depths_RxN, ends_RxN, parents_RxN, stops_I, of_R=None, indices_M=None
+):
+    """Candidates as R rows of trees of N tokens, read over the caches of the K prompts of a question, the one that `of_R` says.
 
-    `indices_M` (int32) are of the real tokens among the B·N, where those are read in one line.
-    Returns log p of each token after those before it (B, K, N), of the end after each token (B, K, N), and of the end at once (B, K).
+    `of_R` may be None: then rows are questions. `indices_M` (int32) are of the real tokens among the R·N, where those are read in one line.
+    Returns log p of each token after those before it (R, K, N), of the end after each token (R, K, N), and of the end at once (R, K).
     """
     lm = nnx.merge(graphdef, params)
-    vocabulary, rows = lm.vocabulary(), Trees(ends_BxN, indices_M)
+    vocabulary, rows = lm.vocabulary(), Trees(ends_RxN, indices_M)
     line = Line.of(rows.real_BxT, indices_M)
 
+    def seen(x):
+        return x if of_R is None else jnp.take(x, of_R, axis=0, mode="clip")
+
     def read(lengths_B, cache):
-        return lm.extend(tokens_BxN, lengths_B[:, None] + depths_BxN, rows, cache)[0]
+        return lm.extend(tokens_RxN, seen(lengths_B)[:, None] + depths_RxN, rows, cache, of_R)[0]
 
     def one(args):
-        last_BxV, hidden_BxNxD = args
-        norm_BxN = line.pad(vocabulary.normalizers(line.unpad(hidden_BxNxD)))
+        last_BxV, hidden_RxNxD = args
+        norm_RxN = line.pad(vocabulary.normalizers(line.unpad(hidden_RxNxD)))
         # A token's logits are those of its parent; a first token's are the prompt's.
-        b_Bx1, before_BxN = jnp.arange(len(tokens_BxN))[:, None], jnp.maximum(parents_BxN, 0)
-        after_BxN = vocabulary.token_logits(hidden_BxNxD[b_Bx1, before_BxN], tokens_BxN) - norm_BxN[b_Bx1, before_BxN]
-        logp_BxN = jnp.where(parents_BxN < 0, jnp.take_along_axis(last_BxV, tokens_BxN, axis=-1), after_BxN)
-        end_BxN = jax.nn.logsumexp(vocabulary.of(stops_I).logits(hidden_BxNxD), axis=-1) - norm_BxN
-        return logp_BxN, end_BxN, _end_logprob(last_BxV, jnp.zeros(()), stops_I)
+        R = len(tokens_RxN)
+        r_Rx1, before_RxN = jnp.arange(R)[:, None], jnp.maximum(parents_RxN, 0)
+        first_RxN = last_BxV[seen(jnp.arange(len(last_BxV)))[:, None], tokens_RxN]
+        after_RxN = vocabulary.token_logits(hidden_RxNxD[r_Rx1, before_RxN], tokens_RxN) - norm_RxN[r_Rx1, before_RxN]
+        logp_RxN = jnp.where(parents_RxN < 0, first_RxN, after_RxN)
+        end_RxN = jax.nn.logsumexp(vocabulary.of(stops_I).logits(hidden_RxNxD), axis=-1) - norm_RxN
+        return logp_RxN, end_RxN, seen(_end_logprob(last_BxV, jnp.zeros(()), stops_I))
 
-    hidden_KxBxNxD = jax.vmap(read, in_axes=(1, CACHE_K))(lengths_BxK, cache)
-    found = jax.lax.map(one, (jnp.swapaxes(last_BxKxV, 0, 1), hidden_KxBxNxD))
+    hidden_KxRxNxD = jax.vmap(read, in_axes=(1, CACHE_K))(lengths_BxK, cache)
+    found = jax.lax.map(one, (jnp.swapaxes(last_BxKxV, 0, 1), hidden_KxRxNxD))
     return tuple(jnp.swapaxes(part, 0, 1) for part in found)
 
 

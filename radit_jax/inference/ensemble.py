@@ -278,14 +278,14 @@ class Ensemble:
             if in_line:
                 taken, count, _ = line_of_call([K * _size(row) for _, row in left], B)
             asked, left = left[:taken], left[taken:]
-            read, row_of = (last_BxKxV, lengths_BxK, cache), dict(asked)
+            of_R, row_of = None, dict(asked)
             if count == B and len(row_of) == len(asked):
-                asked = [(b, row_of.get(b, ())) for b in range(len(listed))]  # they are read where they lie
+                asked = [(b, row_of.get(b, ())) for b in range(len(listed))]  # rows are questions: no cache is moved
             else:
                 at = [b for b, _ in asked]
-                read = decode.some(*read, np.asarray(at + at[-1:] * (count - len(at)), np.int32))
+                of_R = np.asarray(at + at[-1:] * (count - len(at)), np.int32)
             forests = [trees.plant(texts[b], [row], width) for b, row in asked]
-            found = self._nodes(forests + [trees.plant((), [()], width)] * (count - len(asked)), *read)
+            found = self._nodes(forests + [trees.plant((), [()], width)] * (count - len(asked)), of_R, last_BxKxV, lengths_BxK, cache)
             for (b, row), forest, logp_KxN, end_KxN, end_K in zip(asked, forests, *found):
                 for c in itertools.chain.from_iterable(tree.members for tree in row):
                     path, ends = forest.paths[c], listed[b][c][1]
@@ -294,16 +294,16 @@ class Ensemble:
                         logp_BxKxC[b, :, c] += end_KxN[:, path[-1]] if len(path) else end_K
         return logp_BxKxC
 
-    def _nodes(self, forests: Sequence[trees.Forest], last_BxKxV, lengths_BxK, cache) -> Iterator[np.ndarray]:
-        """What `decode.score_nodes` finds of a row of trees for each question, on the host."""
+    def _nodes(self, forests: Sequence[trees.Forest], of_R: np.ndarray | None, last_BxKxV, lengths_BxK, cache) -> Iterator[np.ndarray]:
+        """What `decode.score_nodes` finds of rows of trees, each of the question that `of_R` says (None: a row for each), on the host."""
         rows = zip(*((forest.tokens_RxT, forest.positions_RxT, forest.ends_RxT, forest.parents_RxT()) for forest in forests))
-        tokens_BxN, depths_BxN, ends_BxN, parents_BxN = map(np.concatenate, rows)
+        tokens_RxN, depths_RxN, ends_RxN, parents_RxN = map(np.concatenate, rows)
         indices_M = None
         if sharding.in_line(self.mesh):
-            indices_M = real_indices(ends_BxN > 0, bucket(np.count_nonzero(ends_BxN), smallest=32))  # K times as many are read
-        self.shapes.add((*lengths_BxK.shape, cache.capacity, tokens_BxN.shape[1], *np.shape(indices_M)))
-        nodes = (sharding.put_rows(self.mesh, array) for array in (tokens_BxN, depths_BxN, ends_BxN, parents_BxN))
-        found = decode.score_nodes(self.graphdef, self.params, last_BxKxV, lengths_BxK, cache, *nodes, self.stops_I, indices_M)
+            indices_M = real_indices(ends_RxN > 0, bucket(np.count_nonzero(ends_RxN), smallest=32))  # K times as many are read
+        self.shapes.add((*lengths_BxK.shape, cache.capacity, *tokens_RxN.shape, *np.shape(of_R), *np.shape(indices_M)))
+        nodes = (sharding.put_rows(self.mesh, array) for array in (tokens_RxN, depths_RxN, ends_RxN, parents_RxN))
+        found = decode.score_nodes(self.graphdef, self.params, last_BxKxV, lengths_BxK, cache, *nodes, self.stops_I, of_R, indices_M)
         return map(distributed.to_host, found)
 
     def _batches(self, questions: Sequence[Prompted]) -> Iterator[_Batch]:

@@ -13,6 +13,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from radit_jax.models.attention import FAR, Keys, attend, distances
@@ -46,7 +47,7 @@ class ApartCache:
 
 
 class ApartLM(nnx.Module):
-    """`LM.decode_step`, over a cache that is apart. Holds a copy of the layers' weights."""
+    """`LM.decode_step`, over a cache that is apart. Holds a copy of the layers' weights, but on one CPU device, where they are views."""
 
     vocabulary = LM.vocabulary
 
@@ -54,7 +55,7 @@ class ApartLM(nnx.Module):
         self.config, self.embed, self.final_norm, self.head = lm.config, lm.embed, lm.final_norm, lm.head
         graphdef, stacked = nnx.split(lm.blocks)
         leaves, treedef = jax.tree.flatten(stacked)
-        blocks = [nnx.merge(graphdef, treedef.unflatten(layer)) for layer in zip(*map(_layers, leaves))]
+        blocks = [nnx.merge(graphdef, treedef.unflatten(layer)) for layer in zip(*map(_weights, leaves))]
         self.blocks = nnx.List([_turned(block) for block in blocks] if for_cpu() and lm.config.dtype == "float32" else blocks)
 
     def decode_step(self, tokens_B: jax.Array, positions_B: jax.Array, cache: ApartCache) -> tuple[jax.Array, ApartCache]:
@@ -121,6 +122,15 @@ def write(old_xSxh: jax.Array, new_xTxh: jax.Array, slot: jax.Array) -> jax.Arra
 def _write_side_by_side(size, batched, old, new, slot):
     # All write the same slot: one write with an axis more. vmap's own rule, for slots that differ, is a scatter.
     return write(*(x if is_batched else jnp.broadcast_to(x, (size, *x.shape)) for x, is_batched in zip((old, new), batched)), slot), True
+
+
+def _weights(stacked: jax.Array) -> tuple[jax.Array, ...]:
+    """The layers of a stack that is no tracer: on one CPU device they lie where it does, which they keep."""
+    if not for_cpu() or len(stacked.devices()) > 1:
+        return _layers(stacked)
+    (device,) = stacked.devices()
+    dtype = jax.eval_shape(from_bits, stacked).dtype
+    return tuple(jax.device_put(layer.view(dtype), device, may_alias=True) for layer in np.asarray(as_bits(stacked)))
 
 
 def _layers(stacked: jax.Array) -> tuple[jax.Array, ...]:

@@ -194,13 +194,14 @@ class LM(nnx.Module):
         return hidden, KVCache(k, v, slots_BxS, jnp.int32(T))
 
     def extend(
-        self, tokens_BxT: jax.Array, positions_BxT: jax.Array, rows: Segments | Trees, cache: KVCache
+        self, tokens_BxT: jax.Array, positions_BxT: jax.Array, rows: Segments | Trees, cache: KVCache, of_B: jax.Array | None = None
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Hidden states (B, T, D) of new tokens that see the cache and their own among the new, and their keys and values as bits.
 
-        Several continuations of one prefix are several segments, or trees. The cache is not written: KVCache.append does that.
+        Several continuations of one prefix are several segments, or trees, or several rows, `of_B` being the row of the cache that each
+        sees; None: its own. The cache is not written: KVCache.append does that.
         """
-        return self._forward(tokens_BxT, positions_BxT, rows, cache, collect=True)
+        return self._forward(tokens_BxT, positions_BxT, rows, cache, of_B, collect=True)
 
     def decode_step(self, tokens_B: jax.Array, positions_B: jax.Array, cache: KVCache) -> tuple[jax.Array, KVCache]:
         """Logits (B, V) after one more token in every row, and the cache with it."""
@@ -213,18 +214,23 @@ class LM(nnx.Module):
         nnx.update(self.blocks, jax.tree.map(as_bits, nnx.state(self.blocks)))
         return self
 
-    def _forward(self, tokens_BxT, positions_BxT, rows: Segments | Trees, cache, *, collect: bool, room: int = 0):
+    def _forward(self, tokens_BxT, positions_BxT, rows: Segments | Trees, cache, of_B=None, *, collect: bool, room: int = 0):
         """The one forward pass. Keys and values of the new tokens (L, B, G, T + room, h) are returned, as bits, only if `collect`."""
         c = self.config
         line = Line.of(rows.real_BxT, rows.indices_N)
         rope = rope_tables(line.unpad(positions_BxT), rope_frequencies(c.head_dim, c.rope_theta, c.rope_scaling))
         kernel = flash.reader(c, rows) if cache is None and isinstance(rows, Segments) else None
         own_BxTxT = past_BxTxS = None
+
+        def seen(of_cache):
+            return of_cache if of_B is None else jnp.take(of_cache, of_B, axis=0, mode="clip")
+
         if kernel is None:
             own_BxTxT = distances(positions_BxT, positions_BxT, rows.visible_BxTxT())
         if cache is not None:
-            there = rows.real_BxT[:, :, None] & (cache.positions_BxS >= 0)[:, None, :]
-            past_BxTxS = distances(positions_BxT, cache.positions_BxS, there)
+            past_positions_BxS = seen(cache.positions_BxS)
+            there = rows.real_BxT[:, :, None] & (past_positions_BxS >= 0)[:, None, :]
+            past_BxTxS = distances(positions_BxT, past_positions_BxS, there)
         graphdef, stacked = nnx.split(self.blocks)
 
         # Reading into a cache has no gradient, nor have frozen weights (those that learn are float32): slices can be taken of bits.
@@ -233,7 +239,7 @@ class LM(nnx.Module):
         def layer(x, inputs):
             params, window, k_BxGxSxh, v_BxGxSxh = inputs
             x = kept(x)  # the layer's input is there for the backward pass in any case: this way as bits
-            past = [] if cache is None else [Keys(from_bits(k_BxGxSxh), from_bits(v_BxGxSxh), past_BxTxS)]
+            past = [] if cache is None else [Keys(from_bits(seen(k_BxGxSxh)), from_bits(seen(v_BxGxSxh)), past_BxTxS)]
 
             def read(q_BxGxRxTxh, k_BxGxTxh, v_BxGxTxh):
                 own = Keys(k_BxGxTxh, v_BxGxTxh, own_BxTxT)
