@@ -1,4 +1,4 @@
-"""Retriever fine-tuning (R-ft, paper section 2.3, Eqs. 4 and 5): the query encoder learns from stored LM scores.
+"""Retriever fine-tuning (R-ft, paper section 2.3, Eqs. 4 and 5): the retriever learns from stored LM scores.
 
     python launch/train.py --config=configs/lsr_ft.py --workdir=runs/lsr_ft
 

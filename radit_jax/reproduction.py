@@ -222,11 +222,8 @@ def draw(value: Mapping[str, Any], folder: Path) -> None:
     """Every part as a figure: exact match by k and system (`PART.svg`), or what differs from what (`PART.svg`)."""
     for part, cells in _by_part(value).items():
         title, by_cell = f"{part}: {PARTS[part].about}", grouped(cells)
-        if PARTS[part].ks and len(PARTS[part].variants) == 1:
-            lines: dict[str, dict[int, Any]] = {}
-            for (_, system, k), of_cell in by_cell.items():
-                lines.setdefault(system, {})[k] = summary(of_cell, "em")
-            figures.by_k(lines, folder / f"{part}.svg", title=title, y="exact match, %")
+        if PARTS[part].ks:
+            figures.by_k(_lines(by_cell), folder / f"{part}.svg", title=title, y="exact match, %")
             continue
         metric = "em" if "em" in cells[0]["per_question"] else "recall@1"
         found = {name.replace(f", {metric}", ""): found for name, found in differences(cells).items() if f", {metric}" in name}
@@ -234,6 +231,18 @@ def draw(value: Mapping[str, Any], folder: Path) -> None:
             found = {name.removesuffix(GAIN): found for name, found in found.items() if name.endswith(GAIN)}
         if found:
             figures.differences(found, folder / f"{part}.svg", title=title, x=f"{metric}, points{', R-ft − untuned' * (metric != 'em')}")
+
+
+def _lines(by_cell: Mapping[tuple[str, str, int], list[Mapping[str, Any]]]) -> dict[str, dict[int, Any]]:
+    """{"system, variant": {k: its exact match}}; a system that is the same in all variants is there once, without one."""
+    found: dict[str, dict[str, dict[int, Any]]] = {}
+    for (variant, system, k), of_cell in by_cell.items():
+        found.setdefault(system, {}).setdefault(variant, {})[k] = summary(of_cell, "em")
+    lines: dict[str, dict[int, Any]] = {}
+    for system, of_variants in found.items():
+        same = all(points == next(iter(of_variants.values())) for points in of_variants.values())
+        lines |= {system if same else f"{system}, {variant}": points for variant, points in of_variants.items()}
+    return lines
 
 
 def grouped(cells: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str, int], list[Mapping[str, Any]]]:

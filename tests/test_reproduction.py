@@ -147,10 +147,16 @@ def test_parts_are_drawn_as_figures(tmp_path):
     retrievers = {"untuned retriever": [0.0, 0.0, 1.0], "R-ft": [1.0, 0.0, 1.0]}
     for variant, (name, found) in itertools.product(("posterior", "prob"), retrievers.items()):
         cells.append({**cell(variant, name, 0, **{"recall@1": found}), "part": "target"})
+    for variant, system in itertools.product(PARTS["encoders"].variants, ("LM-ft only", "both")):
+        found = [1.0, float(system == "both"), float(system == "both" and variant == "both encoders")]
+        cells += [{**cell(variant, system, k, em=found), "part": "encoders"} for k in (1, 3)]
     value = {"cells": cells}
     reproduction.draw(value, tmp_path / "figures")
     drawn = {path.name: path.read_text() for path in (tmp_path / "figures").iterdir()}
-    assert set(drawn) == {"dual.svg", "target.svg"}
+    assert set(drawn) == {"dual.svg", "target.svg", "encoders.svg"}
+    for name in ("LM-ft only", "both, query encoder", "both, both encoders"):
+        assert f">{name}<" in drawn["encoders.svg"]
+    assert "LM-ft only, " not in drawn["encoders.svg"]  # the encoders do not change it
     assert all(name in drawn["dual.svg"] for name in systems)
     assert all(variant in drawn["target.svg"] for variant in ("posterior", "prob"))
     assert reproduction.text(value).count("| untuned retriever |") == 1  # it is the same in every variant
