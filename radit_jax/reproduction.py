@@ -54,7 +54,7 @@ _LIKELIHOOD = {**_QUERY, "lsr_ft.prior": 0.0}
 _EQ4 = {**_LIKELIHOOD, "lsr_ft.optimizer.peak_lr": 1e-5}
 _ALL = {"lm_ft.lora.rank": 0, "lm_ft.optimizer.peak_lr": 1e-4}
 _LORA = {"lm_ft.lora.rank": 16, "lm_ft.optimizer.peak_lr": 1e-3}
-_COMPLETION = {**_QUERY, "lsr_ft.completion_examples": 3_000, "lsr_ft.completion_tokens": 20, "lsr_ft.completion_min_tokens": 32}
+_COMPLETION = {**_QUERY, "lsr_ft.completion_examples": 1_500, "lsr_ft.completion_tokens": 20, "lsr_ft.completion_min_tokens": 32}
 PARTS: Mapping[str, Part] = {
     "dual": Part("the dual ablation", {"": {}}, tuple(ROWS), (1, 3, 5, 10)),
     "recipe": Part("the dual ablation at evaluate.k", {"": {}}, tuple(ROWS)),
