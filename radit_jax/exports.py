@@ -34,7 +34,9 @@ def export(pipeline: Pipeline, folder: Path, dtype: str) -> str:
         (card.DOCUMENT_ENCODER, pipeline.document_encoder(retriever_tuned), retriever.document_encoder),
     ):
         export_encoder(encoder, load_tokenizer(checkpoint), folder / kind, readme=cards[kind])
-    return f"{folder}: {'tuned' if lm_tuned else 'untuned'} LM, {'tuned' if retriever_tuned else 'untuned'} query encoder, document encoder"
+    tuned = {"LM": lm_tuned, "query encoder": retriever_tuned, "document encoder": pipeline.tunes_documents(retriever_tuned)}
+    said = [f"{'tuned' if is_tuned else 'untuned'} {name}" for name, is_tuned in tuned.items()]
+    return f"{folder}: {', '.join(said)}"
 
 
 def _card(pipeline: Pipeline, kind: str, lm_tuned: bool, retriever_tuned: bool, dtype: str) -> card.Card:
