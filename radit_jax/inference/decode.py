@@ -75,7 +75,7 @@ class Rows:
 
 
 def decoder(lm: LM) -> LM | ApartLM:
-    """The form of an LM that decodes fastest on this platform. Where it is apart it holds a copy of the layers' weights."""
+    """The form of an LM that decodes fastest on this platform. Where it is apart: see ApartLM."""
     return ApartLM(lm) if platform() in APART else lm
 
 
