@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from radit_jax.weights import card
 from radit_jax.weights.export import export_encoder, export_lm
 
 DESCRIBED = ("radit-jax", "jax", "flax", "optax", "transformers")  # packages whose versions a card names
+NAMES = dict(zip(card.KINDS, ("LM", "query encoder", "document encoder")))
 # What a table must share with the exported models to be theirs.
 MODELS = ("seed", "lm", "retriever", "corpus", "train", "retrieval", "lm_ft", "lsr_ft")
 
@@ -26,7 +28,8 @@ def export(pipeline: Pipeline, folder: Path, dtype: str) -> str:
     """
     retriever = pipeline.config.retriever
     lm_tuned, retriever_tuned = pipeline.has("lm_ft"), pipeline.has("lsr_ft")
-    cards = {kind: card.text(_card(pipeline, kind, lm_tuned, retriever_tuned, dtype)) for kind in card.KINDS}
+    tuned = dict(zip(card.KINDS, (lm_tuned, retriever_tuned, pipeline.tunes_documents(retriever_tuned))))
+    cards = {kind: card.text(_card(pipeline, kind, tuned, dtype)) for kind in card.KINDS}
     lm = pipeline.lm(lm_tuned, full_precision=True)
     export_lm(lm, pipeline.tokenizer, folder / card.LM, dtype=dtype, readme=cards[card.LM])
     for kind, encoder, checkpoint in (
@@ -34,25 +37,23 @@ def export(pipeline: Pipeline, folder: Path, dtype: str) -> str:
         (card.DOCUMENT_ENCODER, pipeline.document_encoder(retriever_tuned), retriever.document_encoder),
     ):
         export_encoder(encoder, load_tokenizer(checkpoint), folder / kind, readme=cards[kind])
-    tuned = {"LM": lm_tuned, "query encoder": retriever_tuned, "document encoder": pipeline.tunes_documents(retriever_tuned)}
-    said = [f"{'tuned' if is_tuned else 'untuned'} {name}" for name, is_tuned in tuned.items()]
+    said = [f"{'tuned' if tuned[kind] else 'untuned'} {NAMES[kind]}" for kind in card.KINDS]
     return f"{folder}: {', '.join(said)}"
 
 
-def _card(pipeline: Pipeline, kind: str, lm_tuned: bool, retriever_tuned: bool, dtype: str) -> card.Card:
+def _card(pipeline: Pipeline, kind: str, tuned: Mapping[str, bool], dtype: str) -> card.Card:
     c = pipeline.config
     bases = {card.LM: c.lm.checkpoint, card.QUERY_ENCODER: c.retriever.query_encoder, card.DOCUMENT_ENCODER: c.retriever.document_encoder}
-    tuned = {card.LM: lm_tuned, card.QUERY_ENCODER: retriever_tuned, card.DOCUMENT_ENCODER: pipeline.tunes_documents(retriever_tuned)}[kind]
     return card.Card(
         kind=kind,
         base=last_part(bases[kind]) if Path(bases[kind]).exists() else bases[kind],  # OWNER/NAME may be a folder here
-        tuned=tuned,
+        tuned=tuned[kind],
         dtype=dtype if kind == card.LM else "float32",
         score_scale=c.retriever.score_scale,
         corpus=f"{last_part(c.corpus.source)}, {len(pipeline.store):,} passages of at most {c.corpus.max_words} words",
-        data=_data(pipeline, kind) if tuned else {},
-        settings=_settings(pipeline, kind) if tuned else {},
-        table=_table(pipeline) if lm_tuned or retriever_tuned else "",
+        data=_data(pipeline, kind) if tuned[kind] else {},
+        settings=_settings(pipeline, kind) if tuned[kind] else {},
+        table=_table(pipeline) if any(tuned.values()) else "",
         versions=dossier.package_versions(DESCRIBED),
     )
 

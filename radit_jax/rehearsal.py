@@ -124,7 +124,8 @@ def _costs(pipeline: Pipeline, sample: _Sample) -> Iterator[tuple[str, str, floa
             if count:
                 yield f"lm_scores-{name}{by_tuned}", f"{count * k:,} outputs scored", 0, count * k * tokens, 0
         t = c.lsr_ft
-        drawn, both = t.batch * tune.planned_steps(t, round(asked * (1 - tune.held_out_share(t))), completed), t.encoders == tune.BOTH
+        drawn = t.batch * tune.planned_steps(t, round(asked * (1 - tune.held_out_share(t))), completed)
+        both = pipeline.tunes_documents(True)
         read = QUESTION + both * k * of_encoder
         work = f"{drawn:,} questions{f' and {k} passages of each' * both}, with repetition"
         yield "lsr_ft", work, TRAINING * drawn * read, 0, 0

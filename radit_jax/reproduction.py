@@ -50,6 +50,7 @@ class Part:
 
 
 _QUERY = {"lsr_ft.encoders": "query"}  # where many trainings are compared: a minute each, not a quarter of an hour
+_BOTH = {"lsr_ft.encoders": "both"}
 _LIKELIHOOD = {**_QUERY, "lsr_ft.prior": 0.0}
 _EQ4 = {**_LIKELIHOOD, "lsr_ft.optimizer.peak_lr": 1e-5}
 _ALL = {"lm_ft.lora.rank": 0, "lm_ft.optimizer.peak_lr": 1e-4}
@@ -77,13 +78,13 @@ PARTS: Mapping[str, Part] = {
             "questions": _QUERY,
             "95 % completion": {**_COMPLETION, "lsr_ft.completion_share": 0.95, "lsr_ft.epochs": 1},
             "completion alone": {**_COMPLETION, "lsr_ft.completion_share": 1.0},
-            "questions, both encoders": {"lsr_ft.encoders": "both"},
+            "questions, both encoders": _BOTH,
         },
         tuple(RETRIEVERS),
     ),
     "encoders": Part(
         "the dual ablation by the encoders that R-ft trains",
-        {"query encoder": _QUERY, "both encoders": {"lsr_ft.encoders": "both"}},
+        {"query encoder": _QUERY, "both encoders": _BOTH},
         ("LM-ft only", "both"),
         (1, 3, 5),
     ),

@@ -42,11 +42,14 @@ def share_arenas(environment: Mapping[str, str] = os.environ) -> None:
     """
     if any(name in environment and part in environment[name] for name, part in THEIR_OWN.items()):
         return
-    with contextlib.suppress(OSError, AttributeError, TypeError):
-        ctypes.CDLL(None).mallopt(ARENA_MAX, os.cpu_count() or 1)
+    _tell_malloc("mallopt", ARENA_MAX, os.cpu_count() or 1)
 
 
 def give_back() -> None:
     """Gives the system what was freed between what is held, where the C library can: reading a model leaves as much as it is large."""
+    _tell_malloc("malloc_trim", 0)
+
+
+def _tell_malloc(function: str, *arguments: int) -> None:
     with contextlib.suppress(OSError, AttributeError, TypeError):  # glibc alone has it; there is no library of the process on Windows
-        ctypes.CDLL(None).malloc_trim(0)
+        getattr(ctypes.CDLL(None), function)(*arguments)

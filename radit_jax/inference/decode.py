@@ -17,7 +17,7 @@ from flax import nnx
 from radit_jax.models.apart import APART, ApartCache, ApartLM
 from radit_jax.models.attention import Segments, Trees
 from radit_jax.models.layers import as_bits, from_bits, platform
-from radit_jax.models.lm import LM, KVCache
+from radit_jax.models.lm import LM, KVCache, picked
 from radit_jax.models.unpad import Line
 from radit_jax.types import PyTree
 
@@ -227,23 +227,19 @@ def score_nodes(
     vocabulary, rows = lm.vocabulary(), Trees(ends_RxN, indices_M)
     line = Line.of(rows.real_BxT, indices_M)
 
-    def seen(x):
-        return x if of_R is None else jnp.take(x, of_R, axis=0, mode="clip")
-
     def read(lengths_B, cache):
-        return lm.extend(tokens_RxN, seen(lengths_B)[:, None] + depths_RxN, rows, cache, of_R)[0]
+        return lm.extend(tokens_RxN, picked(lengths_B, of_R)[:, None] + depths_RxN, rows, cache, of_R)[0]
 
     def one(args):
         last_BxV, hidden_RxNxD = args
         norm_RxN = line.pad(vocabulary.normalizers(line.unpad(hidden_RxNxD)))
         # A token's logits are those of its parent; a first token's are the prompt's.
-        R = len(tokens_RxN)
-        r_Rx1, before_RxN = jnp.arange(R)[:, None], jnp.maximum(parents_RxN, 0)
-        first_RxN = last_BxV[seen(jnp.arange(len(last_BxV)))[:, None], tokens_RxN]
+        r_Rx1, before_RxN = jnp.arange(len(tokens_RxN))[:, None], jnp.maximum(parents_RxN, 0)
+        first_RxN = last_BxV[r_Rx1 if of_R is None else of_R[:, None], tokens_RxN]
         after_RxN = vocabulary.token_logits(hidden_RxNxD[r_Rx1, before_RxN], tokens_RxN) - norm_RxN[r_Rx1, before_RxN]
         logp_RxN = jnp.where(parents_RxN < 0, first_RxN, after_RxN)
         end_RxN = jax.nn.logsumexp(vocabulary.of(stops_I).logits(hidden_RxNxD), axis=-1) - norm_RxN
-        return logp_RxN, end_RxN, seen(_end_logprob(last_BxV, jnp.zeros(()), stops_I))
+        return logp_RxN, end_RxN, picked(_end_logprob(last_BxV, jnp.zeros(()), stops_I), of_R)
 
     hidden_KxRxNxD = jax.vmap(read, in_axes=(1, CACHE_K))(lengths_BxK, cache)
     found = jax.lax.map(one, (jnp.swapaxes(last_BxKxV, 0, 1), hidden_KxRxNxD))

@@ -137,6 +137,11 @@ class Block(nnx.Module):
             return x + self.mlp(self.mlp_norm(x)), k, v
 
 
+def picked(x_BxY: jax.Array, of_R: jax.Array | None) -> jax.Array:
+    """The rows of x that `of_R` (R,) names; None: x as it is."""
+    return x_BxY if of_R is None else jnp.take(x_BxY, of_R, axis=0, mode="clip")
+
+
 class LM(nnx.Module):
     """p(next token | tokens). See LmConfig for the families."""
 
@@ -221,14 +226,10 @@ class LM(nnx.Module):
         rope = rope_tables(line.unpad(positions_BxT), rope_frequencies(c.head_dim, c.rope_theta, c.rope_scaling))
         kernel = flash.reader(c, rows) if cache is None and isinstance(rows, Segments) else None
         own_BxTxT = past_BxTxS = None
-
-        def seen(of_cache):
-            return of_cache if of_B is None else jnp.take(of_cache, of_B, axis=0, mode="clip")
-
         if kernel is None:
             own_BxTxT = distances(positions_BxT, positions_BxT, rows.visible_BxTxT())
         if cache is not None:
-            past_positions_BxS = seen(cache.positions_BxS)
+            past_positions_BxS = picked(cache.positions_BxS, of_B)
             there = rows.real_BxT[:, :, None] & (past_positions_BxS >= 0)[:, None, :]
             past_BxTxS = distances(positions_BxT, past_positions_BxS, there)
         graphdef, stacked = nnx.split(self.blocks)
@@ -239,7 +240,7 @@ class LM(nnx.Module):
         def layer(x, inputs):
             params, window, k_BxGxSxh, v_BxGxSxh = inputs
             x = kept(x)  # the layer's input is there for the backward pass in any case: this way as bits
-            past = [] if cache is None else [Keys(from_bits(seen(k_BxGxSxh)), from_bits(seen(v_BxGxSxh)), past_BxTxS)]
+            past = [] if cache is None else [Keys(*(from_bits(picked(x, of_B)) for x in (k_BxGxSxh, v_BxGxSxh)), past_BxTxS)]
 
             def read(q_BxGxRxTxh, k_BxGxTxh, v_BxGxTxh):
                 own = Keys(k_BxGxTxh, v_BxGxTxh, own_BxTxT)

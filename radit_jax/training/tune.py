@@ -26,7 +26,6 @@ from radit_jax.evaluation import metrics
 from radit_jax.inference.score import read_scores
 from radit_jax.logbook import say
 from radit_jax.models import flash, lora
-from radit_jax.models.encoder import DualEncoder
 from radit_jax.retrieval import embed, encode
 from radit_jax.retrieval.retrieve import Retrieval
 from radit_jax.retrieval.search import Searcher
@@ -135,7 +134,6 @@ def query_encoder(
     `model` may be a DualEncoder: then both encoders are trained, on passages as `read_passages` reads their texts, and the last step's are
     written, for every look at held-out questions would need the whole corpus embedded anew.
     """
-    both = isinstance(model, DualEncoder)
     held_out, train_members = _split(scored["train"][1], held_out_share(c), seed)
     members = {"train": train_members, **{name: list(retrieval) for name, (_, retrieval) in scored.items() if name != "train"}}
     shares = {"train": 1.0} if len(scored) == 1 else {"train": 1.0 - c.completion_share, "completion": c.completion_share}
@@ -156,8 +154,8 @@ def query_encoder(
     tx = make_optimizer(OptimizerOptions(**c.optimizer.to_dict()), total)
     state, step = steps.begin(steps.lsr_step, graphdef, tx, params, mesh, sharding.ENCODER_RULES, options=options)
     say(sharding.table(state))
-    validate = None if both else _Validation(graphdef, tokenizer, held_out, searcher, store, max_query_tokens, folder, mesh)
-    if held_out:
+    validate = _Validation(graphdef, tokenizer, held_out, searcher, store, max_query_tokens, folder, mesh) if held_out else None
+    if validate:
         say("lsr_ft: untuned " + " ".join(f"{key} {value:.4f}" for key, value in validate.measure(state.params).items()))
     state, facts = loop.run(
         "lsr_ft",
@@ -165,13 +163,13 @@ def query_encoder(
         state,
         data,
         folder,
-        _loop_options(c, total, loggers, evaluate_every=c.validate_every if held_out else 0),
+        _loop_options(c, total, loggers, evaluate_every=c.validate_every if validate else 0),
         place=loop.placer(mesh, micro_axis=False, rows=c.batch),
         evaluate=validate,
         enough=lambda at: validate is not None and validate.best.is_past(at, c.patience, c.validate_every),
         describe=lambda numbers: sources[counted].describe(numbers) if len(sources) == 1 else str(numbers[:8]),
     )
-    if held_out:
+    if validate:
         facts |= validate.best.result()
     else:
         save_params(folder / PARAMS, state.params)
