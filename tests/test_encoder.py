@@ -150,6 +150,19 @@ def test_remat_changes_no_gradient(remat, small):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
+def test_a_gradient_without_a_loop_is_that_of_the_loop(small):
+    tokens, mask = random_batch()
+    graphdef, params = nnx.split(small)
+
+    def loss(unrolled):
+        return lambda params: jnp.sum(nnx.merge(graphdef, params)(tokens, mask, unrolled=unrolled) ** 3)
+
+    loop, line = (jax.jit(jax.grad(loss(unrolled))) for unrolled in (False, True))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), loop(params), line(params))
+    assert "while" in loop.lower(params).as_text()
+    assert "while" not in line.lower(params).as_text()
+
+
 def test_poolings_by_hand():
     hidden = np.array([[[1.0, 2], [3, 6], [100, 100]], [[5.0, 5], [1, 1], [1, 1]]], np.float32)
     mask = np.array([[True, True, False], [False, False, False]])

@@ -84,7 +84,8 @@ def lsr_step(
     def loss_fn(params: PyTree) -> tuple[jax.Array, Metrics]:
         model = nnx.merge(graphdef, params)
         both = isinstance(model, DualEncoder)
-        queries_BxE = (model.query if both else model)(batch.query_tokens_BxT, batch.query_mask_BxT, batch.query_indices_N)
+        query = model.query if both else model
+        queries_BxE = query(batch.query_tokens_BxT, batch.query_mask_BxT, batch.query_indices_N, unrolled=True)
         return lsr_objective(queries_BxE, batch, options, passages_BxKxE=_embedded(model.document, batch) if both else None)
 
     (_, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
