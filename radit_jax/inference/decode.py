@@ -230,20 +230,21 @@ def score_nodes(
     def read(lengths_B, cache):
         return lm.extend(tokens_RxN, picked(lengths_B, of_R)[:, None] + depths_RxN, rows, cache, of_R)[0]
 
-    def one(args):
-        last_BxV, hidden_RxNxD = args
-        norm_RxN = line.pad(vocabulary.normalizers(line.unpad(hidden_RxNxD)))
-        # A token's logits are those of its parent; a first token's are the prompt's.
-        r_Rx1, before_RxN = jnp.arange(len(tokens_RxN))[:, None], jnp.maximum(parents_RxN, 0)
-        first_RxN = last_BxV[r_Rx1 if of_R is None else of_R[:, None], tokens_RxN]
-        after_RxN = vocabulary.token_logits(hidden_RxNxD[r_Rx1, before_RxN], tokens_RxN) - norm_RxN[r_Rx1, before_RxN]
-        logp_RxN = jnp.where(parents_RxN < 0, first_RxN, after_RxN)
-        end_RxN = jax.nn.logsumexp(vocabulary.of(stops_I).logits(hidden_RxNxD), axis=-1) - norm_RxN
-        return logp_RxN, end_RxN, picked(_end_logprob(last_BxV, jnp.zeros(()), stops_I), of_R)
-
-    hidden_KxRxNxD = jax.vmap(read, in_axes=(1, CACHE_K))(lengths_BxK, cache)
-    found = jax.lax.map(one, (jnp.swapaxes(last_BxKxV, 0, 1), hidden_KxRxNxD))
-    return tuple(jnp.swapaxes(part, 0, 1) for part in found)
+    hidden_RxKxNxD = jax.vmap(read, in_axes=(1, CACHE_K), out_axes=1)(lengths_BxK, cache)
+    # All prompts' nodes together, and of a line its tokens alone: the vocabulary's products have as many rows as there are.
+    real_RxKxNxD = jax.vmap(line.unpad, 1, 1)(hidden_RxKxNxD)
+    real_QxNxD = real_RxKxNxD.reshape(-1, *real_RxKxNxD.shape[2:])
+    norm_QxN = vocabulary.normalizers(real_QxNxD)
+    end_QxN = jax.nn.logsumexp(vocabulary.of(stops_I).logits(real_QxNxD), axis=-1) - norm_QxN
+    norm_RxKxN, end_RxKxN = (jax.vmap(line.pad, 1, 1)(x.reshape(real_RxKxNxD.shape[:3])) for x in (norm_QxN, end_QxN))
+    # A token's logits are those of its parent; a first token's are the prompt's.
+    (R, K), tokens_Rx1xN, before_Rx1xN = norm_RxKxN.shape[:2], tokens_RxN[:, None], jnp.maximum(parents_RxN, 0)[:, None]
+    of_Rx1x1 = (jnp.arange(R) if of_R is None else of_R)[:, None, None]
+    first_RxKxN = last_BxKxV[of_Rx1x1, jnp.arange(K)[None, :, None], tokens_Rx1xN]
+    before_RxKxNxD = jnp.take_along_axis(hidden_RxKxNxD, before_Rx1xN[..., None], axis=2)
+    after_RxKxN = vocabulary.token_logits(before_RxKxNxD, tokens_Rx1xN) - jnp.take_along_axis(norm_RxKxN, before_Rx1xN, axis=2)
+    logp_RxKxN = jnp.where(parents_RxN[:, None] < 0, first_RxKxN, after_RxKxN)
+    return logp_RxKxN, end_RxKxN, picked(_end_logprob(last_BxKxV, jnp.zeros(()), stops_I), of_R)
 
 
 def _end_logprob(logits_xV: jax.Array, norm_x: jax.Array, stops_I: jax.Array) -> jax.Array:

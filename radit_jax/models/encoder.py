@@ -14,7 +14,7 @@ import numpy as np
 from flax import nnx
 
 from radit_jax.models.attention import MASKED
-from radit_jax.models.layers import Embed, Linear, contract, for_cpu, over_rows, rows_apart
+from radit_jax.models.layers import Embed, Linear, as_bits, contract, for_cpu, from_bits, over_rows, rows_apart
 from radit_jax.models.lm import REMAT
 from radit_jax.models.unpad import Line
 
@@ -167,12 +167,22 @@ class Encoder(nnx.Module):
         graphdef, stacked = nnx.split(self.blocks)
 
         def layer(x, params):
-            return rows_apart(nnx.merge(graphdef, params)(x, bias_BxS, line)), None
+            return rows_apart(nnx.merge(graphdef, jax.tree.map(from_bits, params))(x, bias_BxS, line)), None
 
         if self.config.remat != "none":
             layer = jax.checkpoint(layer, policy=REMAT[self.config.remat], prevent_cse=False)
         x = rows_apart(self.embed(line.unpad(tokens_BxT), line.unpad(positions_BxT)))
         return line.pad(jax.lax.scan(layer, x, stacked, unroll=unrolled and for_cpu())[0])
+
+    def as_read(self) -> Encoder:
+        """This encoder with its layers' kernels in the compute dtype, as bits, from here on: else every call casts all of them.
+
+        The same vectors; no gradient passes.
+        """
+        kernels = {path: leaf for path, leaf in nnx.to_flat_state(nnx.state(self.blocks)) if path[-1] == "kernel"}
+        cast = {path: leaf.replace(as_bits(leaf[...].astype(self.config.dtype))) for path, leaf in kernels.items()}
+        nnx.update(self.blocks, nnx.from_flat_state(cast))
+        return self
 
 
 class DualEncoder(nnx.Module):

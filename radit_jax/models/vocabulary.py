@@ -47,7 +47,7 @@ class Head:
         return contract(f"{self.letters},bpd->vbp", self.kernel, hidden_BxPxD, self.dtype)
 
     def token_logits(self, hidden_xD: jax.Array, tokens_x: jax.Array) -> jax.Array:
-        """The logit of one token at each position, float32 of the shape of `tokens_x`."""
+        """The logit of one token at each position, float32. The shape of `tokens_x` is that of the positions, or broadcasts to it."""
         kernel_xD = jnp.take(self.kernel, tokens_x, axis=self.letters.index("v"))
         if not self.transposed:
             kernel_xD = jnp.moveaxis(kernel_xD, 0, -1)

@@ -34,6 +34,6 @@ def on_mesh(graphdef: nnx.GraphDef, mesh: Mesh) -> Callable[..., jax.Array]:
 
 
 def encoding(encoder: nnx.Module, mesh: Mesh) -> Callable[[np.ndarray, np.ndarray, np.ndarray | None], jax.Array]:
-    """(tokens_BxT, mask_BxT, indices_N) → vectors_BxE by this encoder, whose parameters lie on the mesh."""
-    graphdef, params = nnx.split(encoder)
+    """(tokens_BxT, mask_BxT, indices_N) → vectors_BxE by this encoder, whose parameters lie on the mesh. It is for reading from here on."""
+    graphdef, params = nnx.split(encoder.as_read())
     return functools.partial(on_mesh(graphdef, mesh), params)
