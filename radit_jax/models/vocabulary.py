@@ -56,15 +56,24 @@ class Head:
 
     def normalizers(self, hidden_BxPxD: jax.Array) -> jax.Array:
         """logsumexp of the logits at each position (B, P), by blocks of positions. No gradient is meant to pass."""
+        shape = hidden_BxPxD.shape[:2]
+        if _parts() == 1:
+            hidden_BxPxD = hidden_BxPxD.reshape(1, -1, hidden_BxPxD.shape[-1])  # one row: a block is of the size that is wanted
         B, P, _ = hidden_BxPxD.shape
         blocks = in_blocks(hidden_BxPxD, self.block(B, P))
-        return out_of_blocks(jax.lax.map(lambda hidden: jax.nn.logsumexp(self.logits_in_front(hidden), axis=0), blocks), P)
+        norm_BxP = out_of_blocks(jax.lax.map(lambda hidden: jax.nn.logsumexp(self.logits_in_front(hidden), axis=0), blocks), P)
+        return norm_BxP.reshape(shape)
 
     def block(self, rows: int, positions: int) -> int:
         """Positions of each row whose logits are there at once."""
-        rows = max(rows // jax.sharding.get_abstract_mesh().shape.get(DATA, 1), 1)  # on each device
+        rows = max(rows // _parts(), 1)  # on each device
         most = CPU_LOGITS if for_cpu() else LOGITS
         return min(positions, max(most // (rows * self.vocab_size) // 8 * 8, 8))
+
+
+def _parts() -> int:
+    """Devices that rows are spread over."""
+    return jax.sharding.get_abstract_mesh().shape.get(DATA, 1)
 
 
 def in_blocks(array_BxPx: jax.Array, block: int) -> jax.Array:
