@@ -7,7 +7,9 @@ until the one who holds looks.
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 
@@ -30,6 +32,7 @@ class _Notice:
 
 
 _notice = _Notice()
+AGAIN = 0.01  # seconds after which a notice that was lost is given again
 
 
 def install() -> None:
@@ -37,6 +40,21 @@ def install() -> None:
     _notice.given = False
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _notice)
+    if not isinstance(sys.unraisablehook, _Unraisable):
+        sys.unraisablehook = _Unraisable(sys.unraisablehook)
+
+
+class _Unraisable:
+    """Gives a notice again that fell into a finalizer or a callback of the garbage collector, where Python drops what is raised."""
+
+    def __init__(self, other: Callable):
+        self.other = other
+
+    def __call__(self, unraisable) -> None:
+        if unraisable.exc_type is not Preempted:
+            return self.other(unraisable)
+        # Not at once: it would be raised in this call, and dropped too.
+        threading.Timer(AGAIN, os.kill, (os.getpid(), signal.SIGTERM)).start()
 
 
 @contextlib.contextmanager

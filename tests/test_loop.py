@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import threading
 
 import jax
 import numpy as np
@@ -191,6 +192,16 @@ def test_sigterm_ends_an_evaluation_at_once_and_costs_no_step(unkilled, tmp_path
     state, _ = train(kind, tmp_path)
     equal(state, expected)
     assert written(tmp_path) == written(folder)
+
+
+def test_a_notice_that_falls_into_a_finalizer_is_given_again(listening):
+    class Dying:
+        def __del__(self):
+            signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(preemption.Preempted):
+        Dying()  # Python drops what is raised there
+        threading.Event().wait(60)
 
 
 def test_a_held_notice_is_heard_behind_the_block(listening):
