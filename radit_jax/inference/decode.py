@@ -238,7 +238,8 @@ def score_nodes(
     end_QxN = jax.nn.logsumexp(vocabulary.of(stops_I).logits(real_QxNxD), axis=-1) - norm_QxN
     norm_RxKxN, end_RxKxN = (jax.vmap(line.pad, 1, 1)(x.reshape(real_RxKxNxD.shape[:3])) for x in (norm_QxN, end_QxN))
     # A token's logits are those of its parent; a first token's are the prompt's.
-    (R, K), tokens_Rx1xN, before_Rx1xN = norm_RxKxN.shape[:2], tokens_RxN[:, None], jnp.maximum(parents_RxN, 0)[:, None]
+    R, K, _ = norm_RxKxN.shape
+    tokens_Rx1xN, before_Rx1xN = tokens_RxN[:, None], jnp.maximum(parents_RxN, 0)[:, None]
     of_Rx1x1 = (jnp.arange(R) if of_R is None else of_R)[:, None, None]
     first_RxKxN = last_BxKxV[of_Rx1x1, jnp.arange(K)[None, :, None], tokens_Rx1xN]
     before_RxKxNxD = jnp.take_along_axis(hidden_RxKxNxD, before_Rx1xN[..., None], axis=2)

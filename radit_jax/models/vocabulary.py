@@ -56,13 +56,12 @@ class Head:
 
     def normalizers(self, hidden_BxPxD: jax.Array) -> jax.Array:
         """logsumexp of the logits at each position (B, P), by blocks of positions. No gradient is meant to pass."""
-        shape = hidden_BxPxD.shape[:2]
-        if _parts() == 1:
-            hidden_BxPxD = hidden_BxPxD.reshape(1, -1, hidden_BxPxD.shape[-1])  # one row: a block is of the size that is wanted
-        B, P, _ = hidden_BxPxD.shape
-        blocks = in_blocks(hidden_BxPxD, self.block(B, P))
-        norm_BxP = out_of_blocks(jax.lax.map(lambda hidden: jax.nn.logsumexp(self.logits_in_front(hidden), axis=0), blocks), P)
-        return norm_BxP.reshape(shape)
+        B, P, D = hidden_BxPxD.shape
+        hidden_MxPxD = hidden_BxPxD.reshape(_parts(), -1, D)  # a device's rows are one: blocks are of the size that is wanted
+        M, positions, _ = hidden_MxPxD.shape
+        blocks = in_blocks(hidden_MxPxD, self.block(M, positions))
+        norms = jax.lax.map(lambda hidden: jax.nn.logsumexp(self.logits_in_front(hidden), axis=0), blocks)
+        return out_of_blocks(norms, positions).reshape(B, P)
 
     def block(self, rows: int, positions: int) -> int:
         """Positions of each row whose logits are there at once."""
