@@ -14,14 +14,14 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import jax
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from radit_jax import distributed, sharding
+from radit_jax import distributed, sharding, streams
 from radit_jax.data import trees
 from radit_jax.data.instances import InstanceMaker
 from radit_jax.data.padding import ALIKE, bucket, computed, line_of_call, line_rows, pad_rows, real_indices, whole_line
@@ -33,6 +33,7 @@ from radit_jax.models.apart import ApartLM
 from radit_jax.models.lm import KVCache
 from radit_jax.types import PyTree
 
+T = TypeVar("T")
 _Candidate = tuple[Sequence[int], bool]  # ids, and whether the probability that the answer ends after them is part of theirs
 _Batch = tuple[list[int], tuple[np.ndarray, np.ndarray, np.ndarray]]  # numbers of the questions; tokens_BxKxT, lengths_BxK, logw_BxK
 LOOK = 3  # tokens of every answer that are read under all prompts before most are dropped,
@@ -111,12 +112,10 @@ class Ensemble:
         if level not in ("sequence", "token"):
             raise InputError(f"ensemble level is {level!r}, expected sequence or token")
         answers: list[Answer | None] = [None] * len(questions)
-        run = self._sequence_level if level == "sequence" else self._token_level
-        with jax.set_mesh(self.mesh):
-            for rows, found in run(self._batches(questions)):
-                for row, answer in zip(rows, found):
-                    answers[row] = answer
-                advance(len(rows))
+        for rows, found in self._run(self._sequence_level if level == "sequence" else self._token_level, questions):
+            for row, answer in zip(rows, found):
+                answers[row] = answer
+            advance(len(rows))
         return answers
 
     def choose(
@@ -132,16 +131,29 @@ class Ensemble:
         `ends` counts the end of the answer as part of it.
         """
         out: list[np.ndarray | None] = [None] * len(questions)
-        for rows, (tokens_BxKxT, lengths_BxK, logw_BxK) in self._batches(questions):
-            listed = [[(ids, ends) for ids in choices[row]] for row in rows]
-            with jax.set_mesh(self.mesh):
-                lengths_BxK, last_BxKxV, cache = self.prefill(tokens_BxKxT, lengths_BxK, 0)
-                logp_BxKxC = self._candidates(listed, last_BxKxV, lengths_BxK, cache)
-            mixed_BxC = _mixed(logp_BxKxC, logw_BxK)
-            for b, row in enumerate(rows):
-                out[row] = mixed_BxC[b, : len(choices[row])]
+        listed = [[(ids, ends) for ids in of_question] for of_question in choices]
+        for rows, mixed_BxC in self._run(functools.partial(self._chosen, listed), questions):
+            for row, mixed_C in zip(rows, mixed_BxC):
+                out[row] = mixed_C[: len(choices[row])]
             advance(len(rows))
         return out
+
+    def _run(self, run: Callable[[list[_Batch]], Iterator[T]], questions: Sequence[Prompted]) -> Iterator[T]:
+        """What `run` makes of the batches of these questions, on the mesh: each stream has batches of its own, always the same."""
+        batches = list(self._batches(questions))
+        count = min(streams.count(self.mesh), len(batches))
+
+        def part(own: list[_Batch]) -> Iterator[T]:
+            with jax.set_mesh(self.mesh):
+                yield from run(own)
+
+        return streams.merged([part(batches[start::count]) for start in range(count)])
+
+    def _chosen(self, listed: Sequence[Sequence[_Candidate]], batches: Iterable[_Batch]) -> Iterator[tuple[list[int], np.ndarray]]:
+        for rows, (tokens_BxKxT, lengths_BxK, logw_BxK) in batches:
+            lengths_BxK, last_BxKxV, cache = self.prefill(tokens_BxKxT, lengths_BxK, 0)
+            logp_BxKxC = self._candidates([listed[row] for row in rows], last_BxKxV, lengths_BxK, cache)
+            yield rows, _mixed(logp_BxKxC, logw_BxK)
 
     def facts(self) -> dict[str, Any]:
         """`padding` is the share of the computed prompt tokens that were none; `shapes` are of prompts and of candidates after them."""
@@ -235,14 +247,15 @@ class Ensemble:
 
     def prefill(self, tokens_BxKxT: np.ndarray, lengths_BxK: np.ndarray, new_tokens: int) -> tuple[jax.Array, jax.Array, KVCache]:
         """The lengths on the mesh, and what `prefill` returns."""
-        indices_N = None
-        if sharding.in_line(self.mesh):
-            T = tokens_BxKxT.shape[-1]
-            indices_N = real_indices((np.arange(T) < lengths_BxK.T[..., None]).reshape(-1, T))
+        indices_N = self._line(tokens_BxKxT, lengths_BxK)
         self.shapes.add(tokens_BxKxT.shape + np.shape(indices_N))
-        self.computed += computed(tokens_BxKxT, indices_N)
         tokens_BxKxT, lengths_BxK = (sharding.put_rows(self.mesh, array) for array in (tokens_BxKxT, lengths_BxK))
         return lengths_BxK, *decode.prefill(self.graphdef, self.params, tokens_BxKxT, lengths_BxK, new_tokens, indices_N)
+
+    def _line(self, tokens_BxKxT: np.ndarray, lengths_BxK: np.ndarray) -> np.ndarray | None:
+        """Of the real tokens among the K·B·T, where prompts are read in one line."""
+        T = tokens_BxKxT.shape[-1]
+        return real_indices((np.arange(T) < lengths_BxK.T[..., None]).reshape(-1, T)) if sharding.in_line(self.mesh) else None
 
     def width(self, longest: int) -> int:
         """Tokens to which the prompts are padded of questions whose longest prompt has so many."""
@@ -317,12 +330,13 @@ class Ensemble:
             taken, size = self._size(waiting, width)
             rows = order[start : start + taken]
             chosen = [questions[row] for row in rows]
-            self.read += sum(len(ids) for question in chosen for ids in question.prompts)
             # The last batch keeps the shape of the others: questions that are none have prompts of a token.
             none = dataclasses.replace(chosen[-1], prompts=tuple(ids[:1] for ids in chosen[-1].prompts))
             filled = chosen + [none] * (size - len(chosen))
-            padded = [pad_rows(question.prompts, width) for question in filled]
-            yield rows, tuple(np.stack(part) for part in (*zip(*padded), [question.logw_K for question in filled]))
+            tokens_BxKxT, lengths_BxK = map(np.stack, zip(*(pad_rows(question.prompts, width) for question in filled)))
+            self.read += sum(len(ids) for question in chosen for ids in question.prompts)
+            self.computed += computed(tokens_BxKxT, self._line(tokens_BxKxT, lengths_BxK))
+            yield rows, (tokens_BxKxT, lengths_BxK, np.stack([question.logw_K for question in filled]))
             start += taken
 
     def _size(self, prompts_NxK: Sequence[Sequence[Sequence[int]]], width: int) -> tuple[int, int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import functools
 import heapq
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from radit_jax import artifacts, distributed, progress, sharding
+from radit_jax import artifacts, distributed, progress, sharding, streams
 from radit_jax.data import trees
 from radit_jax.data.instances import InstanceMaker
 from radit_jax.data.padding import ALIKE, bucket, computed, line_of_call, line_rows, pad_rows, real_indices, rows_of_call
@@ -28,6 +28,7 @@ from radit_jax.types import Instance, PyTree
 
 SHARD = 200  # examples scored between two writes: what a kill can lose
 PACKED = 512  # tokens of a row, where rows are filled
+_Call = tuple[list[int], Forest, np.ndarray, np.ndarray | None]  # members; where they stand; place_RxT, indices_N
 LARGEST_TREE = 192  # tokens of instances that share a row, where one alone is no longer: attention costs as the square
 
 
@@ -76,11 +77,22 @@ class Scorer:
         logp_N = np.zeros(len(instances), np.float64)
         # The last token is a label and nothing more.
         sequences = [instance.tokens_T[:-1] for instance in instances]
-        for rows, size, length, line in self._batches(sequences):
-            members = [n for row in rows for tree in row for n in tree.members]
-            self._score(trees.plant(sequences, rows + [[]] * (size - len(rows)), length), line, instances, members, logp_N)
+        calls = streams.Shared(self._calls(sequences))
+        for members, owners, logp in streams.merged([self._scored(instances, calls) for _ in range(streams.count(self.mesh))]):
+            np.add.at(logp_N, owners, logp)
             advance(len(members))
         return logp_N.astype(np.float32)
+
+    def _calls(self, sequences: Sequence[np.ndarray]) -> Iterator[_Call]:
+        for rows, size, length, line in self._batches(sequences):
+            forest = trees.plant(sequences, rows + [[]] * (size - len(rows)), length)
+            place_RxT = forest.ends_RxT if self.share else forest.segment_ids_RxT
+            indices_N = real_indices(place_RxT > 0, line) if line else None
+            members = [n for row in rows for tree in row for n in tree.members]
+            self.tokens += sum(len(forest.paths[n]) for n in members)
+            self.read += forest.nodes
+            self.computed += computed(forest.tokens_RxT, indices_N)
+            yield members, forest, place_RxT, indices_N
 
     def _batches(self, sequences: Sequence[np.ndarray]) -> Iterator[tuple[list[list[Tree]], int, int, int]]:
         """(the trees of each row, rows of the call, tokens of a row, places of the line or 0), longest rows first, for memory's sake.
@@ -105,8 +117,14 @@ class Scorer:
             yield rows[:taken], size, length, line
             rows, sizes = rows[taken:], sizes[taken:]
 
-    def _score(self, forest: Forest, line: int, instances: Sequence[Instance], members: Sequence[int], logp_N: np.ndarray) -> None:
-        """Adds the scores of the members, who stand in the rows of one call, read in one line of so many places, if any."""
+    def _scored(self, instances: Sequence[Instance], calls: Iterable[_Call]) -> Iterator[tuple[list[int], np.ndarray, np.ndarray]]:
+        """The members of each call, whose every target token is, and its log-probability."""
+        for members, *call in calls:
+            yield members, *self._score(instances, members, *call)
+
+    def _score(
+        self, instances: Sequence[Instance], members: Sequence[int], forest: Forest, place_RxT: np.ndarray, indices_N: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray]:
         size, length = forest.tokens_RxT.shape
         parts = self.mesh.shape[sharding.DATA]  # each device's rows
         slots: list[list[int]] = [[] for _ in range(parts)]
@@ -120,14 +138,8 @@ class Scorer:
             owners[part].extend([n] * (len(instance.tokens_T) - instance.target_start))
         width = bucket(max(map(len, slots)), smallest=8)
         slots_MxP, labels_MxP = pad_rows(slots, width, fill=-1)[0], pad_rows(labels, width)[0]
-        place_BxT = forest.ends_RxT if self.share else forest.segment_ids_RxT
-        indices_N = real_indices(place_BxT > 0, line) if line else None
-        logp_MxP = self._run(forest.tokens_RxT, forest.positions_RxT, place_BxT, slots_MxP, labels_MxP, indices_N)
-        for of_part, logp_P in zip(owners, logp_MxP):
-            np.add.at(logp_N, of_part, logp_P[: len(of_part)])
-        self.tokens += sum(len(forest.paths[n]) for n in members)
-        self.read += forest.nodes
-        self.computed += computed(forest.tokens_RxT, indices_N)
+        logp_MxP = self._run(forest.tokens_RxT, forest.positions_RxT, place_RxT, slots_MxP, labels_MxP, indices_N)
+        return np.concatenate(owners), np.concatenate([logp_P[: len(of_part)] for of_part, logp_P in zip(owners, logp_MxP)])
 
     def _run(self, tokens_BxT, positions_BxT, place_BxT, slots_MxP, labels_MxP, indices_N) -> np.ndarray:
         self.shapes.add(tokens_BxT.shape + slots_MxP.shape + np.shape(indices_N))

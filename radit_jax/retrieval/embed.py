@@ -22,7 +22,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from radit_jax import distributed, progress, sharding
+from radit_jax import distributed, progress, sharding, streams
 from radit_jax.data.corpus import PassageStore
 from radit_jax.data.padding import LINE, computed, line_of_call, line_rows, longer, real_indices, rows_of_call
 from radit_jax.errors import InputError
@@ -33,7 +33,7 @@ Batch = tuple[list[int], np.ndarray, np.ndarray, np.ndarray | None]  # rows; tok
 SHARD = 8_192  # passages between two writes …
 MOST_SHARDS = 4_096  # … or more in a corpus so large: every shard is a mapping of each process that reads them
 READ = 1024  # passages tokenized at a time
-IN_FLIGHT = 2  # batches dispatched before the oldest result is fetched: the host tokenizes while the device computes
+IN_FLIGHT = 2  # batches that a stream has dispatched before it fetches the oldest result: the host tokenizes while the device computes
 SHORTEST = 16  # tokens of the smallest bucket
 
 
@@ -47,7 +47,7 @@ class EncoderTokenizer(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Buckets:
-    """The shapes (B, T) that the encoder is compiled for; B is a power of two with B·T ≤ batch_tokens.
+    """The shapes (B, T) that the encoder is compiled for, B a power of two with B·T ≤ batch_tokens, and how many calls run at once.
 
     T goes as `padding.longer` says: 10 % of padding on Wikipedia passages of 32 words, where steps of a half octave had 16 %, for two
     compilations more. `most_rows` bounds B for small jobs, `min_rows` is the least B that the mesh can split (its data axis).
@@ -60,12 +60,14 @@ class Buckets:
     most_rows: int
     min_rows: int = 1
     line: bool = False
+    streams: int = 1
 
     @classmethod
     def on(cls, mesh: Mesh | None, batch_tokens: int, max_tokens: int, most_rows: int) -> Buckets:
         """Those of an encoder on this mesh (None: one device)."""
         mesh = sharding.mesh_or_one(mesh)
-        return cls(batch_tokens, max_tokens, most_rows, min_rows=mesh.shape[sharding.DATA], line=sharding.in_line(mesh))
+        line, at_once = sharding.in_line(mesh), streams.count(mesh)
+        return cls(batch_tokens, max_tokens, most_rows, min_rows=mesh.shape[sharding.DATA], line=line, streams=at_once)
 
     @functools.cached_property
     def lengths(self) -> tuple[int, ...]:
@@ -187,7 +189,8 @@ def _embed(
     began = time.monotonic()
     copies: list[tuple[int, int]] = []
     batches = _batches(_tokenized(tokenizer, _distinct(texts, copies), buckets.max_tokens, tally), buckets)
-    for rows, result_BxE in _encoded(encode, batches, tally):
+    shared = streams.Shared(_counted(batches, tally))
+    for rows, result_BxE in streams.merged([_encoded(encode, shared) for _ in range(buckets.streams)]):
         if vectors_NxE is None:
             vectors_NxE = np.empty((count, result_BxE.shape[1]), dtype)
         vectors_NxE[rows] = _narrowed(rows, result_BxE, dtype)
@@ -270,13 +273,19 @@ def _batch(items: list[tuple[int, np.ndarray]], length: int, rows: int, places: 
     return [row for row, _ in items], tokens_BxT, mask_BxT, real_indices(mask_BxT, places) if buckets.line else None
 
 
-def _encoded(encode: Encode, batches: Iterable[Batch], tally: Tally) -> Iterator[tuple[list[int], np.ndarray]]:
-    flying: collections.deque[tuple[list[int], jax.Array]] = collections.deque()
-    for rows, tokens_BxT, mask_BxT, indices_N in batches:
+def _counted(batches: Iterable[Batch], tally: Tally) -> Iterator[Batch]:
+    for batch in batches:
+        rows, tokens_BxT, mask_BxT, indices_N = batch
         tally.tokens += int(mask_BxT[: len(rows)].sum())
         places = computed(tokens_BxT, indices_N)
         tally.computed += places
         tally.shapes.add((*tokens_BxT.shape, places))
+        yield batch
+
+
+def _encoded(encode: Encode, batches: Iterable[Batch]) -> Iterator[tuple[list[int], np.ndarray]]:
+    flying: collections.deque[tuple[list[int], jax.Array]] = collections.deque()
+    for rows, tokens_BxT, mask_BxT, indices_N in batches:
         flying.append((rows, encode(tokens_BxT, mask_BxT, indices_N)))
         if len(flying) > IN_FLIGHT:
             yield _fetched(*flying.popleft())
