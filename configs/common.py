@@ -37,7 +37,7 @@ def base() -> ConfigDict:
     c.retriever.pooling = ""  # cls | mean; "" takes what the checkpoint says
     c.retriever.normalize = "auto"  # auto (what the checkpoint says) | yes | no
     c.retriever.score_scale = 20.0  # multiplies s(x, c) in training and in Eq. 2; 20 for unit vectors, 1 for DRAGON+
-    c.retriever.dtype = "auto"  # compute dtype of the document encoder, as lm.dtype; the query encoder is float32
+    c.retriever.dtype = "auto"  # compute dtype of passages and of R-ft, as lm.dtype; queries are embedded in float32
     c.retriever.max_passage_tokens = 256
     c.retriever.max_query_tokens = 64
     c.retriever.batch_tokens = 8192  # tokens of one embedding call

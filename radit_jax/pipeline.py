@@ -303,7 +303,7 @@ class Pipeline:
 
     def query_encoder(self, tuned: bool) -> nnx.Module:
         if self.tunes_documents(tuned):
-            return self._tuned_pair().query
+            return self._tuned_pair("float32").query
         encoder = self._load_encoder(self.config.retriever.query_encoder, "float32", self.mesh)
         if tuned:
             nnx.update(encoder, load_params(self.tuned_retriever.path / tune.PARAMS, nnx.state(encoder)))
@@ -313,20 +313,24 @@ class Pipeline:
         """Frozen in R-ft, unless lsr_ft.encoders says that both are tuned."""
         mesh = mesh or self.mesh
         if self.tunes_documents(tuned):
-            return self._tuned_pair(mesh, dtype).document
+            return self._tuned_pair(dtype, mesh).document
         return self._load_encoder(self.config.retriever.document_encoder, dtype, mesh)
 
-    def dual_encoder(self, mesh: Mesh | None = None, dtype: str | None = None) -> DualEncoder:
-        """Both untuned encoders, for R-ft of both.
+    def trainable_retriever(self) -> nnx.Module:
+        """What R-ft trains, untuned: the query encoder or both. Parameters are float32, products in retriever.dtype."""
+        c = self.config
+        if c.lsr_ft.encoders == tune.BOTH:
+            return self._pair(c.retriever.dtype, self.mesh)
+        return self._load_encoder(c.retriever.query_encoder, c.retriever.dtype, self.mesh)
 
-        Passages, k times as many as the queries and longer, are read in retriever.dtype (or `dtype`), and only their dots are kept.
-        """
-        c, mesh = self.config.retriever, mesh or self.mesh
-        query = self._load_encoder(c.query_encoder, "float32", mesh)
-        return DualEncoder(query, self._load_encoder(c.document_encoder, dtype or c.dtype, mesh, remat=DualEncoder.REMAT))
+    def _pair(self, dtype: str, mesh: Mesh) -> DualEncoder:
+        """Both untuned encoders. Of passages, k times as many as the queries and longer, a gradient keeps the dots alone."""
+        c = self.config.retriever
+        query = self._load_encoder(c.query_encoder, dtype, mesh)
+        return DualEncoder(query, self._load_encoder(c.document_encoder, dtype, mesh, remat=DualEncoder.REMAT))
 
-    def _tuned_pair(self, mesh: Mesh | None = None, dtype: str | None = None) -> DualEncoder:
-        pair = self.dual_encoder(mesh, dtype)
+    def _tuned_pair(self, dtype: str, mesh: Mesh | None = None) -> DualEncoder:
+        pair = self._pair(dtype, mesh or self.mesh)
         nnx.update(pair, load_params(self.tuned_retriever.path / tune.PARAMS, nnx.state(pair)))
         return pair
 

@@ -156,6 +156,8 @@ def r_ft(pipeline: Pipeline) -> Artifact:
         "score_scale": config.retriever.score_scale,
         "seed": config.seed,
     }
+    if config.retriever.dtype != "float32":  # which it always was before there was a choice
+        made_from["computes_in"] = config.retriever.dtype
     both, document = c.encoders == tune.BOTH, config.retriever.document_encoder
     if both:
         made_from |= {"document_encoder": pipeline.inputs["retriever.document_encoder"]}
@@ -163,7 +165,7 @@ def r_ft(pipeline: Pipeline) -> Artifact:
 
     def write(folder: Path) -> dict[str, Any]:
         return tune.query_encoder(
-            pipeline.dual_encoder() if both else pipeline.query_encoder(tuned=False),
+            pipeline.trainable_retriever(),
             load_tokenizer(config.retriever.query_encoder),
             {name: (artifact.path, retrieval) for name, (artifact, retrieval) in scored.items()},
             pipeline.searcher,

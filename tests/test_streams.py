@@ -7,9 +7,8 @@ import threading
 
 import numpy as np
 import pytest
-from flax import nnx
-
 import tiny
+
 from radit_jax import sharding, streams
 from radit_jax.inference.ensemble import Ensemble, Prompted
 from radit_jax.inference.score import Scorer

@@ -93,9 +93,9 @@ def lm_step(c: ConfigDict, mesh: Mesh, settings: Settings) -> Program:
 
 
 def lsr_step(c: ConfigDict, mesh: Mesh, settings: Settings) -> Program:
-    """One update of R-ft: the query encoder in float32 and, where both learn, the document encoder in its compute dtype beside it."""
+    """One update of R-ft: of the query encoder or of both, in float32 with products in retriever.dtype."""
     r, t = c.retriever, c.lsr_ft
-    model = query = _encoder(c, mesh, r.query_encoder, "float32")
+    model = query = _encoder(c, mesh, r.query_encoder, r.dtype)
     B, T, K, E = t.batch, r.max_query_tokens, c.retrieval.k, query.config.width
     sharding.check_rows(mesh, B, "lsr_ft.batch")
     ints, floats, bools = (_rows(mesh, dtype) for dtype in (jnp.int32, jnp.float32, jnp.bool_))

@@ -161,7 +161,10 @@ def similar(instances: list[dict]) -> list[list[dict]]:
 
 
 def lsr_ft(job: dict):
-    """Steps of AdamW on the query encoder: KL between softmax(scale · q·c) and the target that the stored LM scores make."""
+    """Steps of AdamW on the query encoder: KL between softmax(scale · q·c) and the target that the stored LM scores make.
+
+    In float32, whatever the job says: with autocast, for so few tokens, they take a twelfth longer (AMX).
+    """
     model = AutoModel.from_pretrained(job["model"], **SETTINGS, dtype=torch.float32).train()
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
