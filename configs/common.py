@@ -97,6 +97,7 @@ def base() -> ConfigDict:
     c.lsr_ft.prior = 0.0  # weight of the untuned scores in the target; 1 with logprob and tau = 1 is Bayes' posterior; not in the paper
     c.lsr_ft.anchor = 0.0  # weight of KL(p_R || untuned p_R); not in the paper
     c.lsr_ft.batch = 32  # questions per step (paper: 512)
+    c.lsr_ft.at_once = 0  # of these, whose gradients are summed: fewer take less memory, for the same step; 0: all
     c.lsr_ft.epochs = 3  # over the questions (paper: 1)
     c.lsr_ft.completion_share = 0.0  # share of corpus completion in the mixture (paper: 0.95); without questions for R-ft it is all
     c.lsr_ft.completion_examples = 0  # passages turned into completion examples, at most (paper: 900,000)
@@ -193,6 +194,7 @@ def recipe(c: ConfigDict) -> ConfigDict:
     c.lm_ft.lora.rank = 16
     c.lm_ft.optimizer.peak_lr = 1e-3
     c.lsr_ft.encoders = "both"
+    c.lsr_ft.at_once = 8  # both read ten passages a question
     return c
 
 

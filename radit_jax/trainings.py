@@ -235,11 +235,12 @@ def completion_examples(pipeline: Pipeline) -> list[Example]:
 
 def _that_matter(c: ConfigDict) -> dict[str, Any]:
     """The fields of a training config that change its result. What is as it was before there was a choice is left out, so that
-    trainings from then are found: no LoRA, the query encoder alone, all questions."""
+    trainings from then are found: no LoRA, the query encoder alone, all questions, a batch in one."""
     fields = {key: value for key, value in c.to_dict().items() if key not in CHANGE_NOTHING}
     as_before = {
         "lora": not fields.get("lora", {}).get("rank"),
         "encoders": fields.get("encoders") == tune.QUERY,
         "fold": not fields.get("fold"),
+        "at_once": not fields.get("at_once"),
     }
     return {key: value for key, value in fields.items() if not as_before.get(key)}

@@ -93,7 +93,8 @@ class LmBatch:
 class LsrBatch:
     """Questions with their k candidate passages, their frozen vectors and their stored LM scores, all in one passage order.
 
-    Where the document encoder is trained too, the passages come as tokens, and their stored vectors are not read.
+    Where the document encoder is trained too, the passages come as tokens, and their stored vectors are not read. A whole batch is of
+    parts, (A, B, …), as an LmBatch is of micro-batches.
     """
 
     query_tokens_BxT: jax.Array  # int32

@@ -42,9 +42,10 @@ def lm_batch(accumulate: int) -> LmBatch:
 
 
 def lsr_batch() -> LsrBatch:
-    tokens, mask, candidates = ints(ROWS, T), jax.ShapeDtypeStruct((ROWS, T), bool), jax.ShapeDtypeStruct((ROWS, K), bool)
-    scores = floats(ROWS, K)
-    return LsrBatch(tokens, mask, floats(ROWS, K, ENCODER_CONFIG.width), candidates, scores, ints(ROWS), scores, floats(ROWS))
+    rows = 1, ROWS
+    tokens, mask, candidates = ints(*rows, T), jax.ShapeDtypeStruct((*rows, T), bool), jax.ShapeDtypeStruct((*rows, K), bool)
+    scores = floats(*rows, K)
+    return LsrBatch(tokens, mask, floats(*rows, K, ENCODER_CONFIG.width), candidates, scores, ints(*rows), scores, floats(*rows))
 
 
 def compiled(step, module, rules, batch, mesh, **static):

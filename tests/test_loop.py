@@ -61,12 +61,12 @@ def evaluate(params, step):
 
 def train(kind: str, folder, last: int | None = None, evaluate=evaluate, ending=Mortal, **how):
     """A run with everything new but the folder and the compiled step."""
-    state, step, data, micro_axis = {
-        "lm": lambda: (tiny.lm_state(), tiny.lm_step(), tiny.lm_data(), True),
-        "lsr": lambda: (tiny.lsr_state(), tiny.lsr_step(), tiny.lsr_data(), False),
+    state, step, data = {
+        "lm": lambda: (tiny.lm_state(), tiny.lm_step(), tiny.lm_data()),
+        "lsr": lambda: (tiny.lsr_state(), tiny.lsr_step(), tiny.lsr_data()),
     }[kind]()
     data = data if last is None else ending(data, last)
-    place = loop.placer(sharding.make_mesh(1, 1), micro_axis, rows=4)
+    place = loop.placer(sharding.make_mesh(1, 1), rows=4)
     return loop.run(kind, step, state, data, folder, OPTIONS, place=place, evaluate=evaluate, **how)
 
 

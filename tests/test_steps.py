@@ -141,8 +141,8 @@ def test_sources_with_queries_of_different_lengths_share_a_batch():
     shorter = dataclasses.replace(train, query_tokens=train.query_tokens[:, :5], query_mask=train.query_mask[:, :5])
     data = batches.lsr_batches({"train": train, "completion": shorter}, shares={"train": 0.5, "completion": 0.5}, batch=8, seed=0)
     batch, _ = next(data)
-    assert batch.query_tokens_BxT.shape == (8, train.query_tokens.shape[1])
-    cut = ~batch.query_mask_BxT[:, 5:].any(-1)
+    assert batch.query_tokens_BxT.shape == (1, 8, train.query_tokens.shape[1])
+    cut = ~batch.query_mask_BxT[..., 5:].any(-1)
     assert 0 < cut.sum() < 8
 
 
@@ -213,7 +213,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_step_and_the_examples(tmp_path
     monkeypatch.setattr(loop.jax, "default_backend", lambda: backend)
     data, source = Poisoned(tiny.lm_data()), tiny.lm_source()
     options = loop.LoopOptions(steps=tiny.STEPS, checkpoint_every=1)
-    place = loop.placer(sharding.make_mesh(1, 1), micro_axis=True, rows=4)
+    place = loop.placer(sharding.make_mesh(1, 1), rows=4)
     with pytest.raises(TrainingDiverged) as caught:
         loop.run("lm_ft", tiny.lm_step(), tiny.lm_state(), data, tmp_path, options, place=place, describe=source.describe)
     message = str(caught.value)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import gzip
+import itertools
 import json
 from pathlib import Path
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,7 +23,7 @@ from radit_jax.errors import InputError
 from radit_jax.inputs import with_fields
 from radit_jax.models.encoder import DualEncoder
 from radit_jax.pipeline import Pipeline
-from radit_jax.training import batches, steps
+from radit_jax.training import batches, steps, tune
 from radit_jax.training.losses import LsrOptions
 from radit_jax.training.optim import make_optimizer
 
@@ -50,7 +52,7 @@ def test_a_step_of_both_encoders_embeds_the_passages_and_moves_both(line):
     state, step = steps.begin(steps.lsr_step, graphdef, tx, params, mesh, sharding.ENCODER_RULES, options=options)
     state, metrics = step(state, batch)
 
-    encoder = tiny.encoder()
+    encoder, batch = tiny.encoder(), jax.tree.map(lambda leaf: leaf[0], batch)
     B, K, T = batch.passage_tokens_BxKxT.shape
     embedded = encoder(jnp.asarray(batch.passage_tokens_BxKxT.reshape(B * K, T)), jnp.asarray(batch.passage_mask_BxKxT.reshape(B * K, T)))
     queries = encoder(jnp.asarray(batch.query_tokens_BxT), jnp.asarray(batch.query_mask_BxT))
@@ -63,9 +65,41 @@ def test_a_step_of_both_encoders_embeds_the_passages_and_moves_both(line):
     assert {f"{side}/blocks/attention/q/kernel" for side in ("query", "document")} <= moved
 
 
+@pytest.mark.parametrize("line", [False, True])
+def test_a_batch_in_parts_makes_the_same_step(line):
+    """Also where a part has shorter rows, so that its line is not full."""
+    options, mesh = LsrOptions(score_scale=5.0, anchor=0.1), tiny.mesh(1, 1)
+    tx, found = make_optimizer(tiny.OPTIMIZER, tiny.STEPS), []
+    for parts in (1, 2, 4):
+        data = batches.lsr_batches({"train": dual_source()}, shares={"train": 1.0}, batch=8, parts=parts, seed=0, line=line)
+        graphdef, params = tiny.parts(DualEncoder(*(nnx.merge(*tiny.parts(tiny.encoder())) for _ in range(2))))
+        state, step = steps.begin(steps.lsr_step, graphdef, tx, params, mesh, sharding.ENCODER_RULES, options=options)
+        for batch, _ in itertools.islice(data, 2):
+            assert batch.weights_B.shape == (parts, 8 // parts)
+            state, metrics = step(state, batch)
+        found.append((tiny.leaves(state.params), metrics))
+    (whole, expected), *others = found
+    for params, metrics in others:
+        chex.assert_trees_all_close(metrics, expected, rtol=1e-4)
+        chex.assert_trees_all_close(params, whole, atol=2e-5)
+
+
+def test_a_batch_has_as_few_parts_as_it_may():
+    one, two = (tiny.mesh(data, 1) for data in (1, 2))
+
+    def of(batch: int, at_once: int):
+        return with_fields(common.base(), {"lsr_ft.batch": batch, "lsr_ft.at_once": at_once}).lsr_ft
+
+    assert [tune.lsr_parts(of(32, at_once), one) for at_once in (0, 64, 32, 8, 7, 1)] == [1, 1, 1, 4, 8, 32]
+    assert tune.lsr_parts(of(6, 4), one) == 2 and tune.lsr_parts(of(7, 4), one) == 7
+    assert tune.lsr_parts(of(6, 1), two) == 3  # a question a device
+    with pytest.raises(InputError, match="lsr_ft.batch: a batch of 7 rows does not divide"):
+        tune.lsr_parts(of(7, 4), two)
+
+
 def test_the_document_encoder_gets_the_gradient_of_the_loss():
     batch, _ = next(batches.lsr_batches({"train": dual_source()}, shares={"train": 1.0}, batch=4, seed=0))
-    options = LsrOptions(score_scale=5.0)
+    batch, options = jax.tree.map(lambda leaf: leaf[0], batch), LsrOptions(score_scale=5.0)
     B, K, _ = batch.passage_tokens_BxKxT.shape
     rng = np.random.default_rng(0)
     queries, passages, direction = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((B, 8), (B, K, 8), (B, K, 8)))

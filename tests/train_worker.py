@@ -66,7 +66,7 @@ def train(kind: str, folder: Path, mesh, stop_at: int) -> TrainState:
     params = jax.tree.unflatten(jax.tree.structure(params), placed)
     state, compiled = steps.begin(step, graphdef, tx, params, mesh, rules, **static)
     options = loop.LoopOptions(steps=stop_at, checkpoint_every=2)
-    place = loop.placer(mesh, micro_axis=kind == "lm", rows=ROWS)
+    place = loop.placer(mesh, rows=ROWS)
     return loop.run(kind, compiled, state, data, folder, options, place=place)[0]
 
 

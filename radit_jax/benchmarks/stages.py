@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
@@ -144,7 +145,7 @@ def _lm_ft(pipeline: Pipeline, records: int, folder: Path) -> Work:
     how = {"rows": c.lm_ft.rows, "accumulate": c.lm_ft.accumulate, "line": sharding.in_line(pipeline.mesh)}
     found = _whole_epoch(batches.lm_batches(source, **how, seed=c.seed), len(source))
     _export_lm(pipeline, folder)
-    place = loop.placer(pipeline.mesh, micro_axis=True, rows=c.lm_ft.rows)
+    place = loop.placer(pipeline.mesh, rows=c.lm_ft.rows)
     model = pipeline.trainable_lm()
     run = _stepping(steps.lm_step, model, [batch for batch, _ in found], place, pipeline.mesh, sharding.LM_RULES)
 
@@ -181,18 +182,18 @@ def _lsr_ft(pipeline: Pipeline, records: int, folder: Path) -> Work:
     data = batches.lsr_batches({"train": source}, shares={"train": 1.0}, batch=size, seed=c.seed, line=line)
     found = [batch for batch, _ in itertools.islice(data, max(1, records // size))]
     fields = {name: c.lsr_ft[name] for name in ("score", "tau", "direction", "prior")} | {"score_scale": c.retriever.score_scale}
-    place = loop.placer(pipeline.mesh, micro_axis=False, rows=size)
+    place = loop.placer(pipeline.mesh, rows=size)
     options = LsrOptions(**fields)
     run = _stepping(steps.lsr_step, encoder, found, place, pipeline.mesh, sharding.ENCODER_RULES, options=options)
 
     told = [
         {
-            "ids": [ids[real].tolist() for ids, real in zip(batch.query_tokens_BxT, batch.query_mask_BxT)],
-            "passages": batch.passages_BxKxE.tolist(),
-            "logp": batch.lm_logp_BxK.tolist(),
-            "base": batch.base_logits_BxK.tolist(),
+            "ids": [ids[real].tolist() for ids, real in zip(whole.query_tokens_BxT, whole.query_mask_BxT)],
+            "passages": whole.passages_BxKxE.tolist(),
+            "logp": whole.lm_logp_BxK.tolist(),
+            "base": whole.base_logits_BxK.tolist(),
         }
-        for batch in found
+        for whole in (jax.tree.map(lambda leaf: leaf[0], batch) for batch in found)
     ]
     job = {"model": str(resolve(name)), "batches": told, "optimizer": {"lr": LEARNING_RATE, **ADAMW}, **fields}
     job |= {"pooling": encoder.config.pooling, "normalize": encoder.config.normalize}

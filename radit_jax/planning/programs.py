@@ -6,6 +6,7 @@ Each builder makes one from the config with the library's own functions (steps.c
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -96,9 +97,9 @@ def lsr_step(c: ConfigDict, mesh: Mesh, settings: Settings) -> Program:
     """One update of R-ft: of the query encoder or of both, in float32 with products in retriever.dtype."""
     r, t = c.retriever, c.lsr_ft
     model = query = _encoder(c, mesh, r.query_encoder, r.dtype)
-    B, T, K, E = t.batch, r.max_query_tokens, c.retrieval.k, query.config.width
-    sharding.check_rows(mesh, B, "lsr_ft.batch")
-    ints, floats, bools = (_rows(mesh, dtype) for dtype in (jnp.int32, jnp.float32, jnp.bool_))
+    A, T, K, E = tune.lsr_parts(t, mesh), r.max_query_tokens, c.retrieval.k, query.config.width
+    B = t.batch // A
+    ints, floats, bools = (functools.partial(_rows(mesh, dtype, lead=1), A) for dtype in (jnp.int32, jnp.float32, jnp.bool_))
     batch = LsrBatch(ints(B, T), bools(B, T), floats(B, K, E), bools(B, K), floats(B, K), ints(B), floats(B, K), floats(B))
     if t.encoders == tune.BOTH:
         model = DualEncoder(query, _encoder(c, mesh, r.document_encoder, r.dtype, remat=DualEncoder.REMAT))
@@ -107,7 +108,7 @@ def lsr_step(c: ConfigDict, mesh: Mesh, settings: Settings) -> Program:
     calls = _lsr_calls(c)
     how = {"options": trainings.lsr_options(c)}
     step, state = _step(steps.lsr_step, nnx.split(model), t.optimizer, calls or 1, mesh, sharding.ENCODER_RULES, **how)
-    return Program("lsr_step", mesh, step, (state, batch), B, "questions", calls)
+    return Program("lsr_step", mesh, step, (state, batch), t.batch, "questions", calls)
 
 
 def scoring(c: ConfigDict, mesh: Mesh, settings: Settings) -> Program:

@@ -222,13 +222,14 @@ def lsr_batches(
     shares: Mapping[str, float],
     batch: int,
     seed: int,
+    parts: int = 1,
     here: np.ndarray | None = None,
     line: bool = False,
 ) -> Batches:
-    """Endless batches for lsr_step from a mixture of sources, with the example numbers in each.
+    """Endless batches for lsr_step from a mixture of sources, leaves (parts, batch / parts, …), with the example numbers in each.
 
-    Numbers are drawn for the whole batch; the examples of `here` (rows of it; None: all) are read, which are those of this process.
-    `line`: the queries of a batch are read in one line (sharding.in_line).
+    Numbers are drawn for the whole batch; the examples of `here` (rows of a part; None: all) are read, which are those of this process.
+    `line`: the queries of a part are read in one line (sharding.in_line).
     """
     names = [name for name in sources if shares[name] > 0]
     width = max(sources[name].query_tokens.shape[1] for name in names)
@@ -236,16 +237,17 @@ def lsr_batches(
     sets = [grain.MapDataset.source(_Keys(i, len(source))) for i, source in enumerate(padded)]
 
     def read(keys_Bx2: np.ndarray) -> tuple[LsrBatch, np.ndarray]:
-        items = [padded[i][n] for i, n in (keys_Bx2 if here is None else keys_Bx2[here])]
+        own_AxBx2 = keys_Bx2.reshape(parts, -1, 2)[:, slice(None) if here is None else here]
+        items = [padded[i][n] for i, n in own_AxBx2.reshape(-1, 2)]
         stacked = {key: np.stack([item[key] for item in items]) for key in items[0]}
         # As wide as the longest query of the whole batch, whichever process holds it.
         longest = bucket(max(int(padded[i].query_mask[n].sum()) for i, n in keys_Bx2), smallest=8)
         stacked |= {key: stacked[key][:, :longest] for key in ("query_tokens", "query_mask")}
-        alone = here is None or len(here) == batch  # of several processes none knows the longest passage of the others
+        alone = len(items) == batch  # of several processes none knows the longest passage of the others
         if alone and "passage_mask" in stacked:
             longest = bucket(int(stacked["passage_mask"].sum(-1).max()), smallest=16)
             stacked |= {key: stacked[key][..., :longest] for key in ("passage_tokens", "passage_mask")}
-        return lsr_batch(stacked, line), keys_Bx2[:, 1]
+        return lsr_batch(stacked, parts, line), keys_Bx2[:, 1]
 
     drawn = mixture.mix(sets, [shares[name] for name in names], seed=seed).batch(batch, drop_remainder=True).map(read)
     return Batches(drawn.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)), lambda item: item)
@@ -265,8 +267,9 @@ class _Keys:
         return np.asarray([self.source, int(n)], np.int32)
 
 
-def lsr_batch(item: Mapping[str, np.ndarray], line: bool = False) -> LsrBatch:
-    """Stacked elements of an LsrSource → LsrBatch; every candidate and every row is real."""
+def lsr_batch(item: Mapping[str, np.ndarray], parts: int, line: bool) -> LsrBatch:
+    """Stacked elements of an LsrSource → LsrBatch of so many equal parts; every candidate and every row is real."""
+    item = {key: rows.reshape(parts, -1, *rows.shape[1:]) for key, rows in item.items()}
     mask_BxKxT = item.get("passage_mask")
     return LsrBatch(
         query_tokens_BxT=item["query_tokens"],
@@ -276,9 +279,14 @@ def lsr_batch(item: Mapping[str, np.ndarray], line: bool = False) -> LsrBatch:
         lm_logp_BxK=item["lm_logp"],
         target_lengths_B=item["target_length"],
         base_logits_BxK=item["base_logits"],
-        weights_B=np.ones(len(item["lm_logp"]), np.float32),
-        query_indices_N=real_indices(item["query_mask"], parts=8) if line else None,
+        weights_B=np.ones(item["target_length"].shape, np.float32),
+        query_indices_N=_line(item["query_mask"]) if line else None,
         passage_tokens_BxKxT=item.get("passage_tokens"),
         passage_mask_BxKxT=mask_BxKxT,
-        passage_indices_N=real_indices(np.concatenate(mask_BxKxT), parts=8) if line and mask_BxKxT is not None else None,
+        passage_indices_N=_line(mask_BxKxT) if line and mask_BxKxT is not None else None,
     )
+
+
+def _line(mask: np.ndarray) -> np.ndarray | None:
+    """Of the real tokens of each part's rows, mask (A, …, T)."""
+    return real_indices(mask.reshape(len(mask), -1, mask.shape[-1]), parts=8)

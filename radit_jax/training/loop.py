@@ -188,12 +188,12 @@ class Meter:
         return {"train_seconds": round(seconds, 1), **rates, **waited, **last}
 
 
-def placer(mesh: Mesh, micro_axis: bool, rows: int) -> Callable[[Any], Any]:
-    """Puts a host batch of `rows` rows on the mesh, rows over "data"; with `micro_axis` leaves are (A, B, …) and A stays whole.
+def placer(mesh: Mesh, rows: int) -> Callable[[Any], Any]:
+    """Puts a host batch on the mesh, its leaves (A, B, …): `rows` rows over "data", and A whole.
 
     Each process holds the rows of its own devices alone (sharding.rows_here), and all of them make one global batch.
     """
     if mesh.shape[sharding.DATA] == 1:  # every device has all rows, and what is not by rows
         return lambda batch: jax.tree.map(lambda leaf: sharding.put_whole(mesh, leaf), batch)
-    here, axis = sharding.rows_here(mesh, rows), int(micro_axis)
-    return lambda batch: jax.tree.map(lambda leaf: sharding.put_rows_here(mesh, leaf, here, rows, axis), batch)
+    here = sharding.rows_here(mesh, rows)
+    return lambda batch: jax.tree.map(lambda leaf: sharding.put_rows_here(mesh, leaf, here, rows, axis=1), batch)

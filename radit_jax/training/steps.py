@@ -58,19 +58,20 @@ def lm_step(
 
     outputs = jnp.sum(batch.weights_BxP)
 
-    def mean_nll(params: PyTree, micro: LmBatch) -> jax.Array:
+    def mean_nll(params: PyTree, micro: LmBatch) -> tuple[jax.Array, Metrics]:
         lm = nnx.merge(graphdef, params, *frozen)
         hidden_BxTxD = lm.hidden(micro.tokens_BxT, micro.positions_BxT, micro.segment_ids_BxT, micro.indices_N)
         # Logits only where the next token is an output token: the head is a fifth of a small LM's arithmetic.
         hidden_BxPxD = jnp.take_along_axis(hidden_BxTxD, micro.slots_BxP[..., None], axis=1)
         # The mean is taken here: gradients of all parameters, to be divided after they are made, go through memory twice more.
         weights_BxP = micro.weights_BxP / jnp.maximum(outputs, 1.0)
-        return losses.blocked_nll(hidden_BxPxD, lm.vocabulary(), micro.labels_BxP, weights_BxP)
+        nll = losses.blocked_nll(hidden_BxPxD, lm.vocabulary(), micro.labels_BxP, weights_BxP)
+        return nll, {"loss": nll}
 
-    loss, grads = _accumulate(mean_nll, state.params, batch)
-    state, metrics = _update(tx, state, grads)
+    metrics, grads = _accumulate(mean_nll, state.params, batch)
+    state, update = _update(tx, state, grads)
     tokens = jnp.sum(batch.segment_ids_BxT > 0)
-    return state, {**metrics, "loss": loss, "output_tokens": outputs, "tokens": tokens, "padding": 1 - tokens / batch.tokens_BxT.size}
+    return state, {**update, **metrics, "output_tokens": outputs, "tokens": tokens, "padding": 1 - tokens / batch.tokens_BxT.size}
 
 
 def lsr_step(
@@ -78,17 +79,21 @@ def lsr_step(
 ) -> tuple[TrainState, Metrics]:
     """One update of the query encoder (Eq. 5). `state.params` holds it alone: E_d enters as the vectors of the batch and is frozen.
 
-    With a DualEncoder as model both encoders are updated, and the passages are embedded from their tokens.
+    With a DualEncoder as model both encoders are updated, and the passages are embedded from their tokens. batch leaves are (A, B, …):
+    gradients of A parts are summed before the update. The loss is a mean over all questions, so A changes memory and not the result.
     """
+    questions = jnp.maximum(jnp.sum(batch.weights_B), 1.0)
 
-    def loss_fn(params: PyTree) -> tuple[jax.Array, Metrics]:
+    def share_of_loss(params: PyTree, part: LsrBatch) -> tuple[jax.Array, Metrics]:
         model = nnx.merge(graphdef, params)
         both = isinstance(model, DualEncoder)
         query = model.query if both else model
-        queries_BxE = query(batch.query_tokens_BxT, batch.query_mask_BxT, batch.query_indices_N, unrolled=True)
-        return lsr_objective(queries_BxE, batch, options, passages_BxKxE=_embedded(model.document, batch) if both else None)
+        queries_BxE = query(part.query_tokens_BxT, part.query_mask_BxT, part.query_indices_N, unrolled=True)
+        objective, metrics = lsr_objective(queries_BxE, part, options, passages_BxKxE=_embedded(model.document, part) if both else None)
+        share = jnp.sum(part.weights_B) / questions
+        return share * objective, {name: share * value for name, value in metrics.items()}
 
-    (_, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+    metrics, grads = _accumulate(share_of_loss, state.params, batch)
     state, update = _update(tx, state, grads)
     return state, {**metrics, **update}
 
@@ -153,8 +158,7 @@ def compile_step(
     Models know no mesh but the one in context: there they say that activations go by rows.
     """
     state_shardings = sharding.shardings(state, rules, mesh)
-    # LmBatch leaves have the micro-batch axis first, LsrBatch leaves do not.
-    rows = NamedSharding(mesh, P(None, sharding.DATA)) if step is lm_step else sharding.batch_sharding(mesh)
+    rows = NamedSharding(mesh, P(None, sharding.DATA))
 
     def on_mesh(state: TrainState, batch: Any, *frozen: PyTree) -> tuple[TrainState, Metrics]:
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
@@ -169,17 +173,18 @@ def compile_step(
     )
 
 
-def _accumulate(loss_fn: Callable[[PyTree, Any], jax.Array], params: PyTree, batch: Any) -> tuple[jax.Array, PyTree]:
-    """Sum of loss and gradients over the leading micro-batch axis of `batch`."""
-    value_and_grad = jax.value_and_grad(loss_fn)
+def _accumulate(loss_fn: Callable[[PyTree, Any], tuple[jax.Array, Metrics]], params: PyTree, batch: Any) -> tuple[Metrics, PyTree]:
+    """Sums of the metrics beside the loss, and of its gradients, over the leading axis of `batch`."""
+
+    def of_part(part: Any) -> tuple[Metrics, PyTree]:
+        grads, metrics = jax.grad(loss_fn, has_aux=True)(params, part)
+        return metrics, grads
+
+    first = jax.tree.map(lambda x: x[0], batch)
     if jax.tree.leaves(batch)[0].shape[0] == 1:  # nothing to sum: no second copy of the gradients
-        return value_and_grad(params, jax.tree.map(lambda x: x[0], batch))
-
-    def body(carry, micro):
-        return jax.tree.map(jnp.add, carry, value_and_grad(params, micro)), None
-
-    zeros = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
-    return jax.lax.scan(body, zeros, batch)[0]
+        return of_part(first)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(of_part, first))
+    return jax.lax.scan(lambda sums, part: (jax.tree.map(jnp.add, sums, of_part(part)), None), zeros, batch)[0]
 
 
 def _update(tx: optax.GradientTransformation, state: TrainState, grads: PyTree) -> tuple[TrainState, Metrics]:

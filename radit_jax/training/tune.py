@@ -97,7 +97,7 @@ def lm(
         data,
         folder,
         _loop_options(c, c.steps, loggers, evaluate_every=c.validate_every if develop else 0),
-        place=loop.placer(mesh, micro_axis=True, rows=c.rows),
+        place=loop.placer(mesh, rows=c.rows),
         evaluate=validate if develop else None,
         describe=source.describe,
         enough=lambda at: best is not None and best.is_past(at, c.patience, c.validate_every),
@@ -147,9 +147,9 @@ def query_encoder(
     for name, chosen in members.items():
         epochs = total * c.batch * shares[name] / len(chosen)
         say(f"lsr_ft: {name}: {len(chosen):,} examples, share {shares[name]:.4f}, {epochs:.2f} epochs")
-    data = batches.lsr_batches(
-        sources, shares=shares, batch=c.batch, seed=seed, here=sharding.rows_here(mesh, c.batch), line=sharding.in_line(mesh)
-    )
+    parts = lsr_parts(c, mesh)
+    here, line = sharding.rows_here(mesh, c.batch // parts), sharding.in_line(mesh)
+    data = batches.lsr_batches(sources, shares=shares, batch=c.batch, parts=parts, seed=seed, here=here, line=line)
     graphdef, params = nnx.split(model)
     tx = make_optimizer(OptimizerOptions(**c.optimizer.to_dict()), total)
     state, step = steps.begin(steps.lsr_step, graphdef, tx, params, mesh, sharding.ENCODER_RULES, options=options)
@@ -164,7 +164,7 @@ def query_encoder(
         data,
         folder,
         _loop_options(c, total, loggers, evaluate_every=c.validate_every if validate else 0),
-        place=loop.placer(mesh, micro_axis=False, rows=c.batch),
+        place=loop.placer(mesh, rows=c.batch // parts),
         evaluate=validate,
         enough=lambda at: validate is not None and validate.best.is_past(at, c.patience, c.validate_every),
         describe=lambda numbers: sources[counted].describe(numbers) if len(sources) == 1 else str(numbers[:8]),
@@ -251,6 +251,14 @@ class Best:
 def held_out_share(c: ConfigDict) -> float:
     """Share of the questions that R-ft looks at and does not learn from: none where both encoders learn (see `query_encoder`)."""
     return 0.0 if c.encoders == BOTH else c.validation
+
+
+def lsr_parts(c: ConfigDict, mesh: Mesh) -> int:
+    """How many equal parts a batch of R-ft is read in: as few as have no more than `c.at_once` questions, or one a device."""
+    sharding.check_rows(mesh, c.batch, "lsr_ft.batch")
+    data = mesh.shape[sharding.DATA]
+    most = max(c.at_once or c.batch, data)
+    return c.batch // next(rows for rows in range(most, 0, -1) if c.batch % rows == 0 and rows % data == 0)
 
 
 def lsr_steps(epochs: float, counted: int, share: float, batch: int) -> int:
