@@ -1,8 +1,9 @@
 """Work that several threads do at once, so that one fills what another leaves idle.
 
 On a CPU a compiled program keeps all cores busy only within its larger operations: between them, and in those that are too small to be
-shared, some wait. Of two programs at once, each dispatched by a thread of its own, one has work for them: embedding takes 0.86 of the time
-on two cores, answering 0.84, scoring 0.91, with the same results (docs/speed.md). An accelerator runs one program after the other: there asynchronous dispatch is enough.
+shared, some wait. Of two programs at once, each dispatched by a thread of its own, one has work for them: on two cores embedding takes 0.86
+of the time, answering 0.84, scoring 0.91, with the same results (docs/speed.md). An accelerator runs one program after the other: there
+asynchronous dispatch is enough.
 """
 
 from __future__ import annotations
