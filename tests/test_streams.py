@@ -12,6 +12,7 @@ import tiny
 from radit_jax import sharding, streams
 from radit_jax.inference.ensemble import Ensemble, Prompted
 from radit_jax.inference.score import Scorer
+from radit_jax.retrieval import embed, encode
 from radit_jax.types import Instance
 
 WAIT_S = 30  # for another thread: only a broken one takes so long
@@ -85,12 +86,27 @@ def test_a_mesh_of_several_devices_has_one_stream(monkeypatch):
 
 
 def by_count(monkeypatch, make):
-    """What `make` gives with one stream and with two, and whether the second ran in threads of its own."""
+    """What `make` gives with one stream and with two."""
     found = []
     for count in (1, 2):
         monkeypatch.setattr(streams, "count", lambda mesh, count=count: count)
         found.append(make())
     return found
+
+
+def test_vectors_are_the_same_bit_for_bit(monkeypatch):
+    (graphdef, params), mesh, threads = tiny.parts(tiny.encoder()), sharding.make_mesh(1, 1), set()
+    run = encode.on_mesh(graphdef, mesh)
+
+    def encoded(*texts):
+        threads.add(threading.current_thread())
+        return run(params, *texts)
+
+    texts = [" ".join(tiny.WORDS[: 1 + n % 6]) + str(n) for n in range(60)]
+    sizes = {"batch_tokens": 32, "max_tokens": 30}
+    one, two = by_count(monkeypatch, lambda: embed.embed_queries(encoded, tiny.tokenizer(), texts, **sizes, mesh=mesh))
+    np.testing.assert_array_equal(one, two)
+    assert threading.current_thread() in threads and len(threads) > 1
 
 
 def test_scores_are_the_same_bit_for_bit(monkeypatch):
