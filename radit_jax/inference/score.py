@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import functools
 import heapq
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -139,7 +140,8 @@ class Scorer:
         width = bucket(max(map(len, slots)), smallest=8)
         slots_MxP, labels_MxP = pad_rows(slots, width, fill=-1)[0], pad_rows(labels, width)[0]
         logp_MxP = self._run(forest.tokens_RxT, forest.positions_RxT, place_RxT, slots_MxP, labels_MxP, indices_N)
-        return np.concatenate(owners), np.concatenate([logp_P[: len(of_part)] for of_part, logp_P in zip(owners, logp_MxP)])
+        logp = np.concatenate([logp_P[: len(of_part)] for of_part, logp_P in zip(owners, logp_MxP)])
+        return np.fromiter(itertools.chain(*owners), np.int64, len(logp)), logp
 
     def _run(self, tokens_BxT, positions_BxT, place_BxT, slots_MxP, labels_MxP, indices_N) -> np.ndarray:
         self.shapes.add(tokens_BxT.shape + slots_MxP.shape + np.shape(indices_N))
