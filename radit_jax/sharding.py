@@ -118,11 +118,6 @@ def path_name(path) -> str:
     return "/".join(key for key in keys if key not in ("value", ".value"))
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Rows of a batch over the data axis."""
-    return NamedSharding(mesh, P(DATA))
-
-
 def put_rows(mesh: Mesh, array: np.ndarray, axis: int = 0) -> jax.Array:
     """A host array that every process holds → on the mesh, with `axis` over "data"; each device is given its own rows.
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tiny
 from flax import nnx
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from radit_jax import sharding
@@ -140,7 +141,7 @@ def test_the_cache_of_the_ensemble_is_cut_by_rows_and_heads():
     data, model = mesh.shape.values()
     graphdef, params = nnx.split(nnx.eval_shape(lambda: LM(LM_CONFIG, rngs=nnx.Rngs(0))))
     placed = jax.tree.map(lambda leaf, where: leaf.update(sharding=where), params, sharding.shardings(params, sharding.LM_RULES, mesh))
-    rows = sharding.batch_sharding(mesh)
+    rows = NamedSharding(mesh, P(sharding.DATA))
     tokens, lengths = (jax.ShapeDtypeStruct(s, np.int32, sharding=rows) for s in ((ROWS, K, T), (ROWS, K)))
     stops = jax.ShapeDtypeStruct((5,), np.int32, sharding=sharding.replicated(mesh))
     with jax.set_mesh(mesh):

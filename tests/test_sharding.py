@@ -97,7 +97,7 @@ def test_the_mesh_takes_the_devices_it_is_given():
 
 def test_rows_of_a_batch_lie_on_the_data_axis():
     mesh = tiny.mesh(4, 1)
-    rows = jax.device_put(jnp.arange(8.0).reshape(8, 1), sharding.batch_sharding(mesh))
+    rows = sharding.put_rows(mesh, np.arange(8.0).reshape(8, 1))
     assert sorted(float(np.asarray(shard.data)[0, 0]) for shard in rows.addressable_shards) == [0, 2, 4, 6]
     everywhere = jax.device_put(jnp.arange(8.0), sharding.replicated(mesh))
     assert all(shard.data.shape == (8,) for shard in everywhere.addressable_shards)

@@ -29,8 +29,8 @@ from radit_jax.types import Instance, PyTree
 
 SHARD = 200  # examples scored between two writes: what a kill can lose
 PACKED = 512  # tokens of a row, where rows are filled
-_Call = tuple[list[int], Forest, np.ndarray, np.ndarray | None]  # members; where they stand; place_RxT, indices_N
 LARGEST_TREE = 192  # tokens of instances that share a row, where one alone is no longer: attention costs as the square
+_Call = tuple[list[int], Forest, np.ndarray, np.ndarray | None]  # members; where they stand; place_RxT, indices_N
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -85,6 +85,7 @@ class Scorer:
         return logp_N.astype(np.float32)
 
     def _calls(self, sequences: Sequence[np.ndarray]) -> Iterator[_Call]:
+        """What each call reads, counted as it is made: by one thread at a time, which running the calls is not."""
         for rows, size, length, line in self._batches(sequences):
             forest = trees.plant(sequences, rows + [[]] * (size - len(rows)), length)
             place_RxT = forest.ends_RxT if self.share else forest.segment_ids_RxT
