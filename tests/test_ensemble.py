@@ -10,7 +10,7 @@ import tiny
 
 from radit_jax.errors import InputError
 from radit_jax.evaluation.evaluate import EvaluateOptions, answer_all
-from radit_jax.inference import decode
+from radit_jax.inference import decode, pruning
 from radit_jax.inference import ensemble as ensembles
 from radit_jax.inference.ensemble import Ensemble, Prompted, passage_logweights, stop_tokens
 
@@ -106,10 +106,11 @@ def test_identical_passages_equal_one():
             np.testing.assert_allclose(same.logprob, single.logprob, rtol=1e-4)
 
 
-@pytest.mark.parametrize(("few", "narrow"), [(0, 32), (100, 32), (100, 2)])
-def test_sequence_level_is_eq_2_over_the_distinct_answers(few, narrow, monkeypatch):
+@pytest.mark.parametrize(("few", "look", "narrow"), [(0, 1, 32), (0, 2, 32), (0, 3, 2), (100, 5, 32), (100, 5, 2)])
+def test_sequence_level_is_eq_2_over_the_distinct_answers(few, look, narrow, monkeypatch):
     """Whether first tokens are looked at first or whole answers are read at once, in one row for a question or in several."""
-    monkeypatch.setattr(ensembles, "FEW", few)
+    monkeypatch.setattr(pruning, "FEW", few)
+    monkeypatch.setattr(pruning, "LOOK", look)
     monkeypatch.setattr(ensembles, "NARROW", narrow)
     asked = questions()
     several = 0

@@ -214,6 +214,13 @@ def _step(model: LM | ApartLM) -> Callable:
 # -- candidates -------------------------------------------------------------------------------------------------------------------------
 
 
+@jax.jit
+def token_logprobs(last_BxKxV: jax.Array, tokens_BxC: jax.Array) -> jax.Array:
+    """log p of each token as the first after each prompt (B, K, C); 0 for tokens below 0."""
+    tokens_Bx1xC = tokens_BxC[:, None]
+    return jnp.where(tokens_Bx1xC < 0, 0.0, jnp.take_along_axis(last_BxKxV, jnp.maximum(tokens_Bx1xC, 0), axis=-1))
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def score_nodes(
     graphdef, params, last_BxKxV, lengths_BxK, cache, tokens_RxN, depths_RxN, ends_RxN, parents_RxN, stops_I, of_R=None, indices_M=None

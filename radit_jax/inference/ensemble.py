@@ -26,7 +26,7 @@ from radit_jax.data import trees
 from radit_jax.data.instances import InstanceMaker
 from radit_jax.data.padding import ALIKE, bucket, computed, line_of_call, line_rows, pad_rows, real_indices, whole_line
 from radit_jax.errors import InputError
-from radit_jax.inference import decode
+from radit_jax.inference import decode, pruning
 from radit_jax.inference.decode import Rows
 from radit_jax.models import flash
 from radit_jax.models.apart import ApartLM
@@ -36,10 +36,7 @@ from radit_jax.types import PyTree
 T = TypeVar("T")
 _Candidate = tuple[Sequence[int], bool]  # ids, and whether the probability that the answer ends after them is part of theirs
 _Batch = tuple[list[int], tuple[np.ndarray, np.ndarray, np.ndarray]]  # numbers of the questions; tokens_BxKxT, lengths_BxK, logw_BxK
-LOOK = 3  # tokens of every answer that are read under all prompts before most are dropped,
-FEW = 24  # unless all answers together have so few
 NARROW = 32  # tokens of a row of candidates, read in one line: attention is over whole rows, with their padding
-ROUNDING = 1e-3  # nats by which two ways of computing a log-probability may differ
 
 
 def passage_logweights(scores_K: np.ndarray, score_scale: float) -> np.ndarray:
@@ -153,7 +150,7 @@ class Ensemble:
         for rows, (tokens_BxKxT, lengths_BxK, logw_BxK) in batches:
             lengths_BxK, last_BxKxV, cache = self.prefill(tokens_BxKxT, lengths_BxK, 0)
             logp_BxKxC = self._candidates([listed[row] for row in rows], last_BxKxV, lengths_BxK, cache)
-            yield rows, _mixed(logp_BxKxC, logw_BxK)
+            yield rows, pruning.mixed(logp_BxKxC, logw_BxK)
 
     def facts(self) -> dict[str, Any]:
         """`padding` is the share of the computed prompt tokens that were none; `shapes` are of prompts and of candidates after them."""
@@ -219,18 +216,20 @@ class Ensemble:
     def _answers(self, group: _Group) -> list[Answer]:
         """Each distinct answer of a question gets its probability by Eq. 2; the best is it."""
         found = [self.distinct(ids_KxS) for ids_KxS in group.ids_BxKxS]
-        heard = zip(found, group.own_BxK, group.logw_BxK)
-        said = [_Said(list(texts.values()), own_ids, own_K, logw_K) for (texts, _, own_ids), own_K, logw_K in heard]
-        # The likeliest answer alone, before the others: after it most others are out of the question.
-        for look, most in ((True, None), (False, 1), (False, None)):
-            asked = [of.doubtful()[:most] for of in said]
-            if not any(asked):
-                break
-            listed = [of.to_read(of_question, look) for of, of_question in zip(said, asked)]
+        answers = [list(texts.values()) for texts, _, _ in found]
+        first_BxKxC = self._first(answers, group.last_BxKxV)
+        contests = [
+            pruning.Contest(of_question, own_ids, own_K, first_KxC[:, : len(of_question)], logw_K)
+            for of_question, (_, _, own_ids), own_K, first_KxC, logw_K in zip(answers, found, group.own_BxK, first_BxKxC, group.logw_BxK)
+        ]
+        while any(asked := [contest.to_read() for contest in contests]):
+            listed = [
+                [(ids[c][:count], count == len(ids[c])) for c, count in of_question.items()] for ids, of_question in zip(answers, asked)
+            ]
             logp_BxKxC = self._candidates(listed, group.last_BxKxV, group.lengths_BxK, group.cache)
-            for of, *heard in zip(said, asked, listed, logp_BxKxC):
-                of.hear(*heard)
-        best = [of.best() for of in said]
+            for contest, of_question, logp_KxC in zip(contests, asked, logp_BxKxC):
+                contest.hear(of_question, logp_KxC)
+        best = [contest.best() for contest in contests]
         return [
             Answer(list(texts)[at], logprob, tuple(own), tuple(map(float, own_K)))
             for (texts, own, _), (at, logprob), own_K in zip(found, best, group.own_BxK)
@@ -275,6 +274,14 @@ class Ensemble:
         ids = [int(i) for i in ids_S if i >= 0]
         return self.maker.tokenizer.decode(ids).split("\n")[0].strip(), ids
 
+    def _first(self, answers: Sequence[Sequence[Sequence[int]]], last_BxKxV: jax.Array) -> np.ndarray:
+        """log p of the first token of each question's answers under each of its prompts (B, K, K), 0 for those without, on the host."""
+        B, K, _ = last_BxKxV.shape
+        tokens_BxK = np.full((B, K), -1, np.int32)  # no prompt says two answers
+        for b, of_question in enumerate(answers):
+            tokens_BxK[b, : len(of_question)] = [ids[0] if len(ids) else -1 for ids in of_question]
+        return distributed.to_host(decode.token_logprobs(last_BxKxV, sharding.put_rows(self.mesh, tokens_BxK)))
+
     def _candidates(self, listed: Sequence[Sequence[_Candidate]], last_BxKxV, lengths_BxK, cache) -> np.ndarray:
         """logp_BxKxC of the listed candidates of each question, on the host; a candidate that is not there has −inf."""
         B, K = lengths_BxK.shape
@@ -298,6 +305,8 @@ class Ensemble:
                 at = [b for b, _ in asked]
                 of_R = np.asarray(at + at[-1:] * (count - len(at)), np.int32)
             forests = [trees.plant(texts[b], [row], width) for b, row in asked]
+            for (b, row), forest in zip(asked, forests):
+                _leave_out_last(forest, [(forest.paths[c], listed[b][c][1]) for tree in row for c in tree.members])
             found = self._nodes(forests + [trees.plant((), [()], width)] * (count - len(asked)), of_R, last_BxKxV, lengths_BxK, cache)
             for (b, row), forest, logp_KxN, end_KxN, end_K in zip(asked, forests, *found):
                 for c in itertools.chain.from_iterable(tree.members for tree in row):
@@ -377,51 +386,16 @@ class _Group:
         return not self.left
 
 
-class _Said:
-    """The distinct answers to one question, of which the most likely by Eq. 2 is looked for, and what is known of log p(answer | prompt).
-
-    A prompt's own answer has the probability it was decoded with. Of another's there is an upper bound, that of its first tokens: most
-    answers are out of the question after few.
-    """
-
-    def __init__(self, answers: Sequence[list[int]], own_ids: Sequence[list[int]], own_K: np.ndarray, logw_K: np.ndarray):
-        self.answers, self.logw_K = answers, logw_K
-        self.known_KxC = np.asarray([[ids == own for ids in answers] for own in own_ids])
-        self.upper_KxC = np.where(self.known_KxC, own_K[:, None], 0.0)
-
-    def doubtful(self) -> list[int]:
-        """Which answers may be the best and are not known under all prompts, the likeliest first."""
-        least = np.max(_mixed(np.where(self.known_KxC, self.upper_KxC, -np.inf), self.logw_K))
-        most_C = _mixed(self.upper_KxC, self.logw_K)
-        may_be_C = (most_C >= least - ROUNDING) & ~self.known_KxC.all(axis=0)
-        return [int(c) for c in np.argsort(-most_C, kind="stable") if may_be_C[c]]
-
-    def to_read(self, asked: Sequence[int], look: bool) -> list[_Candidate]:
-        """What is read of the answers asked about: with `look` the first LOOK tokens of each alone, unless there are FEW in all."""
-        answers = [self.answers[c] for c in asked]
-        short = look and _size(trees.grow(answers, worth=1)) > FEW
-        return [(ids[: LOOK if short else None], not short or len(ids) <= LOOK) for ids in answers]
-
-    def hear(self, asked: Sequence[int], read: Sequence[_Candidate], logp_KxC: np.ndarray) -> None:
-        """log p of what was read of the answers asked about: an upper bound, where that was not all."""
-        for c, (_, whole), logp_K in zip(asked, read, logp_KxC.T):
-            self.upper_KxC[:, c] = np.where(self.known_KxC[:, c], self.upper_KxC[:, c], logp_K)
-            self.known_KxC[:, c] |= whole
-
-    def best(self) -> tuple[int, float]:
-        """Which it is, and its log-probability. What is not known is below it by its upper bound."""
-        mixed_C = np.where(self.known_KxC.all(axis=0), _mixed(self.upper_KxC, self.logw_K), -np.inf)
-        best = int(np.argmax(mixed_C))
-        return best, float(mixed_C[best])
-
-
 def _size(row: Sequence[trees.Tree]) -> int:
     return sum(tree.size for tree in row)
 
 
-def _mixed(logp_xKxC: np.ndarray, logw_xK: np.ndarray) -> np.ndarray:
-    """Eq. 2 for each candidate, (…, C): log Σ_k w_k p_k."""
-    return np.logaddexp.reduce(logp_xKxC + logw_xK[..., None], axis=-2)
+def _leave_out_last(forest: trees.Forest, paths: Sequence[tuple[np.ndarray, bool]]) -> None:
+    """Makes padding of the tokens after which nothing is asked, neither a token nor the end (True): those before say how likely they are."""
+    asked_T = np.zeros(forest.ends_RxT.shape[1], bool)
+    for path, ends in paths:
+        asked_T[path if ends else path[:-1]] = True
+    forest.ends_RxT[0, ~asked_T] = 0
 
 
 def stop_tokens(tokenizer, vocab_size: int) -> np.ndarray:

@@ -14,7 +14,7 @@ from radit_jax.models.layers import contract, dot, for_cpu
 from radit_jax.sharding import DATA
 
 # Logits that a device holds at once. A CPU keeps them near its caches; an accelerator reads the whole head for every block.
-CPU_LOGITS, LOGITS = 1 << 22, 1 << 27
+CPU_LOGITS, LOGITS = 3 << 20, 1 << 27
 
 
 @jax.tree_util.register_dataclass
