@@ -104,6 +104,7 @@ def guarded(main: Callable[[list[str]], int | None], arguments: list[str]) -> in
     """The exit code of `main`."""
     from radit_jax import distributed, preemption  # after the flags, as all slow imports
 
+    resident.give_back_after_compiling()
     try:
         preemption.install()
         return main(arguments) or 0

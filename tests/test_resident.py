@@ -70,3 +70,21 @@ def test_what_was_freed_between_what_is_held_is_given_back():
     if not hasattr(ctypes.CDLL(None), "malloc_trim"):
         pytest.skip("this C library gives nothing back on request")
     assert resident.now_mib() < before - MIB // 2 and len(held)
+
+
+def test_what_compiling_leaves_is_given_back():
+    program = """
+import jax, jax.numpy as jnp
+from radit_jax import resident
+given = []
+resident.give_back = lambda: given.append(1)
+resident.give_back_after_compiling()
+for resident.LONG_S in (1e9, 0.0):
+    jax.jit(lambda x: jnp.sin(x) + resident.LONG_S)(1.0)
+    print(len(given))
+"""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    environment.pop("JAX_COMPILATION_CACHE_DIR", None)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=True)
+    short, long = map(int, done.stdout.split())
+    assert short == 0 < long
