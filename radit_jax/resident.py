@@ -52,7 +52,7 @@ def give_back() -> None:
 
 
 def give_back_after_compiling() -> None:
-    """Gives back what a compiler leaves, from here on: of the programs of scoring 230 MiB, and half of that where they came from a cache."""
+    """Gives back what a compiler leaves, from here on: of the programs of scoring 230 MiB, half of that where they come from a cache."""
     import jax  # for those who ask for this
 
     def heard(event: str, seconds: float, **_) -> None:

@@ -391,7 +391,7 @@ def _size(row: Sequence[trees.Tree]) -> int:
 
 
 def _leave_out_last(forest: trees.Forest, paths: Sequence[tuple[np.ndarray, bool]]) -> None:
-    """Makes padding of the tokens after which nothing is asked, neither a token nor the end (True): those before say how likely they are."""
+    """Makes padding of the tokens after which nothing is asked, no token and not the end (True): those before say how likely they are."""
     asked_T = np.zeros(forest.ends_RxT.shape[1], bool)
     for path, ends in paths:
         asked_T[path if ends else path[:-1]] = True

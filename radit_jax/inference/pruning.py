@@ -1,6 +1,6 @@
 """The likeliest of the distinct answers to a question by Eq. 2, read no further than it takes to know which it is.
 
-A prompt's own answer has the probability it was decoded with. Of another's, the tokens read so far are an upper bound; of the first one every
+A prompt's own answer has the probability it was decoded with. Another's is no likelier than its tokens read so far; of the first one every
 prompt has told that already. The likeliest is read whole, and the others only until they are out of the question.
 """
 
@@ -32,7 +32,12 @@ class Contest:
     """
 
     def __init__(
-        self, answers: Sequence[Sequence[int]], own_ids: Sequence[Sequence[int]], own_K: np.ndarray, first_KxC: np.ndarray, logw_K: np.ndarray
+        self,
+        answers: Sequence[Sequence[int]],
+        own_ids: Sequence[Sequence[int]],
+        own_K: np.ndarray,
+        first_KxC: np.ndarray,
+        logw_K: np.ndarray,
     ):
         self.answers, self.logw_K = answers, logw_K
         self.known_KxC = np.asarray([[ids == own for ids in answers] for own in own_ids])
