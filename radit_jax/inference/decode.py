@@ -215,10 +215,11 @@ def _step(model: LM | ApartLM) -> Callable:
 
 
 @jax.jit
-def token_logprobs(last_BxKxV: jax.Array, tokens_BxC: jax.Array) -> jax.Array:
-    """log p of each token as the first after each prompt (B, K, C); 0 for tokens below 0."""
+def token_logprobs(last_BxKxV: jax.Array, tokens_BxC: jax.Array, stops_I: jax.Array) -> jax.Array:
+    """log p of each token as the first after each prompt (B, K, C); below 0 it is the end, by any stop token."""
     tokens_Bx1xC = tokens_BxC[:, None]
-    return jnp.where(tokens_Bx1xC < 0, 0.0, jnp.take_along_axis(last_BxKxV, jnp.maximum(tokens_Bx1xC, 0), axis=-1))
+    end_BxKx1 = _end_logprob(last_BxKxV, jnp.zeros(()), stops_I)[..., None]
+    return jnp.where(tokens_Bx1xC < 0, end_BxKx1, jnp.take_along_axis(last_BxKxV, jnp.maximum(tokens_Bx1xC, 0), axis=-1))
 
 
 @functools.partial(jax.jit, static_argnums=0)

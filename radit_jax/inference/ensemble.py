@@ -275,12 +275,12 @@ class Ensemble:
         return self.maker.tokenizer.decode(ids).split("\n")[0].strip(), ids
 
     def _first(self, answers: Sequence[Sequence[Sequence[int]]], last_BxKxV: jax.Array) -> np.ndarray:
-        """log p of the first token of each question's answers under each of its prompts (B, K, K), 0 for those without, on the host."""
+        """log p of the first token of each question's answers, or of an end at once, under each of its prompts (B, K, K), on the host."""
         B, K, _ = last_BxKxV.shape
         tokens_BxK = np.full((B, K), -1, np.int32)  # no prompt says two answers
         for b, of_question in enumerate(answers):
             tokens_BxK[b, : len(of_question)] = [ids[0] if len(ids) else -1 for ids in of_question]
-        return distributed.to_host(decode.token_logprobs(last_BxKxV, sharding.put_rows(self.mesh, tokens_BxK)))
+        return distributed.to_host(decode.token_logprobs(last_BxKxV, sharding.put_rows(self.mesh, tokens_BxK), self.stops_I))
 
     def _candidates(self, listed: Sequence[Sequence[_Candidate]], last_BxKxV, lengths_BxK, cache) -> np.ndarray:
         """logp_BxKxC of the listed candidates of each question, on the host; a candidate that is not there has −inf."""
