@@ -139,7 +139,11 @@ def _noted(name: str, failed: dict[str, dict[str, str]]) -> Iterator[None]:
 
 
 def timed(work: Callable[[], Any]) -> tuple[Any, Run]:
-    """What `work` returns, its wall and CPU seconds, and the most memory that this process held while it ran."""
+    """What `work` returns, its wall and CPU seconds, and the most memory that this process held while it ran.
+
+    What was freed before, in reading the peers' results for one, is given back first: it is none of the work's.
+    """
+    resident.give_back()
     resident.forget_peak()
     began, cpu = time.perf_counter(), time.process_time()
     outputs = jax.block_until_ready(work())

@@ -54,7 +54,7 @@ class Contest:
         whole = {int(c): len(self.answers[c]) for c in np.flatnonzero(may_be_C)}
         if sum(tree.size for tree in trees.grow([self.answers[c] for c in whole], worth=1)) <= FEW:
             return whole
-        if (self.read_C == 1).all():
+        if not (self.read_C > 1).any():  # the first look
             until = dict.fromkeys(whole, LOOK) | {likeliest: np.inf}
         else:
             until = {c: self._falls(c, most_C[c], least_C[likeliest]) for c in whole}
