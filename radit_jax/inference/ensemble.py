@@ -109,6 +109,8 @@ class Ensemble:
         if level not in ("sequence", "token"):
             raise InputError(f"ensemble level is {level!r}, expected sequence or token")
         answers: list[Answer | None] = [None] * len(questions)
+        with jax.set_mesh(self.mesh):
+            _ = self._decoder  # made once, before there are threads that would both make it
         for rows, found in self._run(self._sequence_level if level == "sequence" else self._token_level, questions):
             for row, answer in zip(rows, found):
                 answers[row] = answer
