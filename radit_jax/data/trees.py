@@ -72,6 +72,11 @@ def grow(sequences: Sequence[np.ndarray], *, share: bool = True, worth: int = WO
     return found
 
 
+def total(row: Sequence[Tree]) -> int:
+    """Tokens of all these trees."""
+    return sum(tree.size for tree in row)
+
+
 def _common(a: np.ndarray, b: np.ndarray) -> int:
     """Tokens that both begin with."""
     length = min(len(a), len(b))

@@ -293,12 +293,12 @@ class Ensemble:
         texts = [[ids for ids, _ in candidates] for candidates in listed]
         grown = [trees.grow(of_question, worth=1, most=NARROW if in_line else None) for of_question in texts]
         rows = [(b, row) for b, of_question in enumerate(grown) for row in (trees.pack(of_question, NARROW) if in_line else [of_question])]
-        left = sorted((row for row in rows if row[1]), key=lambda row: -_size(row[1]))
+        left = sorted((row for row in rows if row[1]), key=lambda row: -trees.total(row[1]))
         logp_BxKxC = np.full((B, K, max(map(len, listed))), -np.inf, np.float32)
         while left:
-            width, taken, count = bucket(_size(left[0][1]), **steps), B, B
+            width, taken, count = bucket(trees.total(left[0][1]), **steps), B, B
             if in_line:
-                taken, count, _ = line_of_call([K * _size(row) for _, row in left], B)
+                taken, count, _ = line_of_call([K * trees.total(row) for _, row in left], B)
             asked, left = left[:taken], left[taken:]
             of_R, row_of = None, dict(asked)
             if count == B and len(row_of) == len(asked):
@@ -386,10 +386,6 @@ class _Group:
         self.ids_BxKxS[b, k], self.own_BxK[b, k] = ids_S, logp
         self.left -= 1
         return not self.left
-
-
-def _size(row: Sequence[trees.Tree]) -> int:
-    return sum(tree.size for tree in row)
 
 
 def _leave_out_last(forest: trees.Forest, paths: Sequence[tuple[np.ndarray, bool]]) -> None:

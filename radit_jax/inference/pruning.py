@@ -52,7 +52,7 @@ class Contest:
         likeliest = int(np.argmax(least_C))
         may_be_C = (most_C >= least_C[likeliest] - ROUNDING) & ~self.known_KxC.all(axis=0)
         whole = {int(c): len(self.answers[c]) for c in np.flatnonzero(may_be_C)}
-        if sum(tree.size for tree in trees.grow([self.answers[c] for c in whole], worth=1)) <= FEW:
+        if trees.total(trees.grow([self.answers[c] for c in whole], worth=1)) <= FEW:
             return whole
         if not (self.read_C > 1).any():  # the first look
             until = dict.fromkeys(whole, LOOK) | {likeliest: np.inf}

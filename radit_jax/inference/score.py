@@ -108,7 +108,7 @@ class Scorer:
             rows = [[tree] for tree in sorted(grown, key=lambda tree: -tree.size)]
         else:
             rows = trees.pack(trees.grow(sequences, share=False), packed)
-        sizes = [sum(tree.size for tree in row) for row in rows]
+        sizes = [trees.total(row) for row in rows]
         while rows:
             length = bucket(rows[0][0].size, parts=8) if self.share else packed
             if sharding.in_line(self.mesh):
