@@ -17,7 +17,7 @@ from radit_jax.errors import InputError
 from radit_jax.models.encoder import Encoder, EncoderConfig
 from radit_jax.retrieval import embed
 from radit_jax.retrieval.embed import Buckets, embed_passages, embed_queries, embed_shards, shard_rows
-from radit_jax.retrieval.vectors import DTYPES, Vectors, open_vectors
+from radit_jax.retrieval.vectors import DTYPES, Vectors, open_vectors, read_shard
 from radit_jax.types import Passage
 
 MAX_TOKENS = 40
@@ -264,21 +264,34 @@ def test_batches_of_one_bucket_leave_before_the_end():
     assert sum(1 for _ in texts) == 95  # a batch of four has left when the fifth came
 
 
-def test_a_text_that_is_there_twice_is_embedded_once(encode, tokenizer, tmp_path):
+@pytest.mark.parametrize("shard_size", [None, 2, 1])
+@pytest.mark.parametrize("killed", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_text_that_is_there_twice_is_embedded_once(encode, tokenizer, tmp_path, shard_size, killed, dtype):
+    """In whichever shards it is, and where the process that had embedded it was killed."""
     texts = ["old stone", "river of silver", "old stone", "king", "old stone", "king"]
     (tmp_path / "store").mkdir()
     build_store([Passage(f"p{i}", "", text) for i, text in enumerate(texts)], tmp_path / "store", max_words=100)
-    rows = []
+    read = []
 
     def counting(tokens_BxT, mask_BxT, indices_N):
-        rows.append(len(tokens_BxT))
+        if killed and len(read) == (0 if shard_size is None else 1):
+            raise KeyboardInterrupt
+        read.append(int(mask_BxT.any(axis=1).sum()))
         return encode(tokens_BxT, mask_BxT, indices_N)
 
     (tmp_path / "vectors").mkdir()
     store = PassageStore(tmp_path / "store")
-    sizes = {"batch_tokens": 16, "max_tokens": MAX_TOKENS}  # a text a call
+    sizes = {"batch_tokens": 16, "max_tokens": MAX_TOKENS, "shard_size": shard_size, "dtype": dtype}
+    there = 0
+    if killed:
+        with pytest.raises(KeyboardInterrupt):
+            embed_passages(counting, tokenizer, store, tmp_path / "vectors", **sizes)
+        there = len(set(texts[: sum(len(read_shard(path)) for path in (tmp_path / "vectors").glob("vectors-*.npy"))]))
+        assert there == {None: 0, 2: 2, 1: 1}[shard_size]
+        killed, read[:] = False, []
     facts = embed_passages(counting, tokenizer, store, tmp_path / "vectors", **sizes)
-    assert sum(rows) == len(set(texts)) and facts["copies"] == len(texts) - len(set(texts)) and facts["passages"] == len(texts)
+    assert sum(read) == len(set(texts)) - there and facts["copies"] == len(texts) - len(set(texts)) and facts["passages"] == len(texts)
     found = open_vectors(tmp_path / "vectors")[:]
     contents = [passage.content for passage in store.read(range(len(texts)))]
-    np.testing.assert_allclose(found, one_by_one(encode, tokenizer, contents), atol=1e-5)
+    np.testing.assert_allclose(found, one_by_one(encode, tokenizer, contents), atol=1e-5 if dtype == "float32" else 1e-2)

@@ -10,7 +10,6 @@ import bisect
 import collections
 import dataclasses
 import functools
-import hashlib
 import itertools
 import math
 import time
@@ -26,6 +25,7 @@ from radit_jax import distributed, progress, sharding, streams
 from radit_jax.data.corpus import PassageStore
 from radit_jax.data.padding import LINE, computed, line_of_call, line_rows, longer, real_indices, rows_of_call
 from radit_jax.errors import InputError
+from radit_jax.retrieval.distinct import Distinct
 from radit_jax.retrieval.vectors import DTYPES, about_shard, open_vectors, read_shard, shard_path, write_shard
 
 Encode = Callable[[np.ndarray, np.ndarray, np.ndarray | None], jax.Array]  # (tokens_BxT, mask_BxT, indices_N or None) -> vectors_BxE
@@ -153,17 +153,33 @@ def embed_shards(
     dtype: str,
     shard_size: int,
 ) -> None:
-    """Embeds these shards (number → rows of the store) one by one, without those that are there already."""
+    """Embeds these shards (number → rows of the store) one by one, without those that are there already.
+
+    A text that is in an earlier one of these shards is copied from there.
+    """
     missing = {i: rows for i, rows in shards.items() if not _present(folder, i, rows, dtype)}
     total = sum(map(len, shards.values()))
+    distinct = Distinct()
+
+    @functools.cache
+    def shard(i: int) -> np.ndarray:
+        return read_shard(shard_path(folder, i))
+
+    def stored(row: int) -> np.ndarray:
+        return shard(row // shard_size)[row % shard_size]
+
     with progress.bar("embed", total, unit="passages", start=total - sum(map(len, missing.values()))) as advance:
-        for i, rows in missing.items():
-            texts = (passage.content for at in _chunks(rows) for passage in store.read(at))
-            vectors_NxE, tally = _embed(encode, tokenizer, texts, len(rows), buckets, advance, DTYPES[dtype])
-            _check_dim(folder, vectors_NxE.shape[1])
-            about = dataclasses.asdict(tally) | {"shapes": sorted(tally.shapes), "shard_size": shard_size}
-            write_shard(shard_path(folder, i), vectors_NxE, about)
-            del vectors_NxE  # before the next shard's are there
+        for i in (i for i in sorted(shards) if i <= max(missing, default=-1)):
+            texts = (passage.content for at in _chunks(shards[i]) for passage in store.read(at))
+            if i in missing:
+                vectors_NxE, tally = _embed(encode, tokenizer, texts, shards[i], buckets, advance, DTYPES[dtype], distinct, stored)
+                _check_dim(folder, vectors_NxE.shape[1])
+                about = dataclasses.asdict(tally) | {"shapes": sorted(tally.shapes), "shard_size": shard_size}
+                write_shard(shard_path(folder, i), vectors_NxE, about)
+                del vectors_NxE  # before the next shard's are there
+            else:
+                collections.deque(map(distinct.first, shards[i], texts), maxlen=0)
+            distinct.settle()
 
 
 def embed_queries(
@@ -172,31 +188,37 @@ def embed_queries(
     """Returns vectors_NxE (float32) of `texts`, in their order, as `embed_passages` makes them. InputError when there are none."""
     if not texts:
         raise InputError("no queries to embed")
-    buckets = Buckets.on(mesh, batch_tokens, max_tokens, most_rows=len(texts))
-    return _embed(encode, tokenizer, iter(texts), len(texts), buckets, lambda count: None, DTYPES["float32"])[0]
+    buckets, rows = Buckets.on(mesh, batch_tokens, max_tokens, most_rows=len(texts)), range(len(texts))
+    return _embed(encode, tokenizer, iter(texts), rows, buckets, lambda count: None, DTYPES["float32"], Distinct())[0]
 
 
 def _embed(
     encode: Encode,
     tokenizer: EncoderTokenizer,
     texts: Iterator[str],
-    count: int,
+    rows: range,
     buckets: Buckets,
     advance: Callable[[int], Any],
     dtype: np.dtype,
+    distinct: Distinct,
+    stored: Callable[[int], np.ndarray] | None = None,
 ) -> tuple[np.ndarray, Tally]:
-    tally, vectors_NxE = Tally(texts=count), None
+    """The vectors of these rows of a corpus, whose texts are given; `stored` reads that of a row before them, the first of its kind."""
+    tally, vectors_NxE = Tally(texts=len(rows)), None
     began = time.monotonic()
     copies: list[tuple[int, int]] = []
-    batches = _batches(_tokenized(tokenizer, _distinct(texts, copies), buckets.max_tokens, tally), buckets)
+    batches = _batches(_tokenized(tokenizer, _new(texts, rows, distinct, copies), buckets.max_tokens, tally), buckets)
     shared = streams.Shared(_counted(batches, tally))
-    for rows, result_BxE in streams.merged([_encoded(encode, shared) for _ in range(buckets.streams)]):
+    for at, result_BxE in streams.merged([_encoded(encode, shared) for _ in range(buckets.streams)]):
         if vectors_NxE is None:
-            vectors_NxE = np.empty((count, result_BxE.shape[1]), dtype)
-        vectors_NxE[rows] = _narrowed(rows, result_BxE, dtype)
-        advance(len(rows))
-    for row, before in copies:
-        vectors_NxE[row] = vectors_NxE[before]
+            vectors_NxE = np.empty((len(rows), result_BxE.shape[1]), dtype)
+        vectors_NxE[at] = _narrowed(at, result_BxE, dtype)
+        advance(len(at))
+    for at, first in copies:
+        vector_E = vectors_NxE[first - rows.start] if first in rows else stored(first)
+        if vectors_NxE is None:  # nothing here is new
+            vectors_NxE = np.empty((len(rows), len(vector_E)), dtype)
+        vectors_NxE[at] = vector_E
     advance(len(copies))
     tally.copies, tally.seconds = len(copies), time.monotonic() - began
     return vectors_NxE, tally
@@ -213,15 +235,14 @@ def _narrowed(rows: list[int], vectors_BxE: np.ndarray, dtype: np.dtype) -> np.n
     return narrowed_BxE
 
 
-def _distinct(texts: Iterator[str], copies: list[tuple[int, int]]) -> Iterator[tuple[int, str]]:
-    """(row, text) of every text that was not there before; `copies` get (row, row of the same text) of the others."""
-    rows: dict[bytes, int] = {}
-    for row, text in enumerate(texts):
-        before = rows.setdefault(hashlib.blake2b(text.encode(), digest_size=16).digest(), row)
-        if before == row:
-            yield row, text
+def _new(texts: Iterator[str], rows: range, distinct: Distinct, copies: list[tuple[int, int]]) -> Iterator[tuple[int, str]]:
+    """(place in `rows`, text) of every text that was not there before; `copies` get (place, row of the same text) of the others."""
+    for at, (row, text) in enumerate(zip(rows, texts)):
+        first = distinct.first(row, text)
+        if first == row:
+            yield at, text
         else:
-            copies.append((row, before))
+            copies.append((at, first))
 
 
 def _tokenized(
@@ -336,7 +357,7 @@ def _facts(folder: Path, shard_size: int, dtype: str) -> dict[str, Any]:
         "shards": len(tallies),
         "shard_size": shard_size,
         "truncated": total["truncated"],
-        "copies": total["copies"],  # of a text in the same shard: not computed again
+        "copies": total["copies"],  # of a text that one process had before: not computed again
         "padding_share": round(1 - total["tokens"] / total["computed"], 4),
         "compiles": len({tuple(shape) for tally in tallies for shape in tally["shapes"]}),
         "passages_per_s": round(total["texts"] / total["seconds"], 1),  # of one process
