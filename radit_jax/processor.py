@@ -21,6 +21,7 @@ from radit_jax.errors import InputError
 
 AUTO = "auto"
 DTYPES = ("bfloat16", "float32")
+CPUINFO = Path("/proc/cpuinfo")
 BFLOAT16_FLAGS = frozenset(("avx512_bf16", "amx_bf16"))  # as Linux names them
 LIBRARY_FLAG = "xla_cpu_experimental_ynn_fusion_type"
 CACHE = Path("~/.cache/radit_jax/compiled")
@@ -54,11 +55,16 @@ def dtype(setting: str, platform: str, field: str) -> str:
     return "bfloat16" if platform != "cpu" or has_bfloat16() else "float32"
 
 
-@functools.cache
-def has_bfloat16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+def has_bfloat16(cpuinfo: Path = CPUINFO) -> bool:
     """Whether this CPU multiplies bfloat16. Where no Linux tells, it is taken not to."""
+    return not BFLOAT16_FLAGS.isdisjoint(features(cpuinfo))
+
+
+@functools.cache
+def features(cpuinfo: Path = CPUINFO) -> frozenset[str]:
+    """The instructions of this CPU (x86) as Linux names them; none where no Linux tells."""
     try:
         lines = cpuinfo.read_text().splitlines()
     except OSError:
-        return False
-    return any(BFLOAT16_FLAGS & set(line.split()) for line in lines if line.startswith("flags"))
+        return frozenset()
+    return frozenset(word for line in lines if line.startswith("flags") for word in line.split()[2:])

@@ -22,7 +22,8 @@ def test_a_cpu_that_multiplies_bfloat16_says_so(tmp_path, flags, has):
     path = tmp_path / "cpuinfo"
     path.write_text(f"processor\t: 0\nmodel name\t: avx512_bf16\nflags\t\t: {flags}\n\nprocessor\t: 1\nflags\t\t: {flags}\n")
     assert processor.has_bfloat16(path) == has
-    assert not processor.has_bfloat16(tmp_path / "absent")
+    assert processor.features(path) == set(flags.split())
+    assert not processor.has_bfloat16(tmp_path / "absent") and not processor.features(tmp_path / "absent")
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import tiny
 
+from radit_jax import processor
 from radit_jax.errors import InputError
 from radit_jax.retrieval import scann
 from radit_jax.retrieval.candidates import QUERIES
@@ -151,6 +152,30 @@ def test_scann_recall_and_exact_scores(topical):
     wanted = np.take_along_axis(queries.astype(np.float64) @ vectors.T.astype(np.float64), rows, axis=1)
     np.testing.assert_allclose(scores, wanted, atol=1e-6)
     assert (np.diff(scores, axis=1) <= 0).all()
+
+
+@pytest.mark.skipif(not processor.features() >= scann.HASWELL, reason="no AVX2")
+def test_scann_uses_avx2_where_it_is_and_finds_the_same_without(topical, monkeypatch):
+    vectors, queries = topical
+    searcher = ScannSearcher(Vectors([vectors]), ScannSettings(leaves=100, leaves_searched=20))
+    flag = scann._flag()
+    assert flag.value, "the wheel has been told"
+    rows, scores = searcher.search(queries, 10)
+    try:
+        flag.value = False
+        other_rows, other_scores = searcher.search(queries, 10)
+    finally:
+        flag.value = True
+    # The order of float32 sums differs, and with it now and then which leaf is searched last.
+    assert recall(other_rows, rows) > 0.999
+    np.testing.assert_allclose(other_scores, scores, atol=0.05)
+    monkeypatch.setattr(processor, "features", frozenset)
+    flag.value = False
+    scann._use_avx2.__wrapped__()
+    assert not flag.value, "a CPU without AVX2 is not sent there"
+    monkeypatch.undo()
+    scann._use_avx2.__wrapped__()
+    assert flag.value
 
 
 def test_scann_recall_does_not_hang_on_unit_vectors(topical):

@@ -32,7 +32,8 @@ PASSAGES_PER_TOPIC, TOPICS_PER_FIELD = 40, 15
 SPREAD, NOISE = 0.7, 0.4  # of a passage around its topic (and a topic around its field), of a question around its passage
 CHUNK = 16_384  # vectors made or scored at a time
 RECALL = 0.99  # that ScaNN is tuned to
-LEAVES = tuple(np.unique(np.round(1.25 ** np.arange(40)).astype(int)).tolist())
+LEAVES = tuple(np.unique(np.round(1.1 ** np.arange(90)).astype(int)).tolist())
+TIMED = 3  # searches of each setting that reaches it; the quickest counts
 REORDER = (200, 100, 50)  # candidates scored again
 EQUAL = 1e-3  # recalls so near are equal: 1.0 is reached by searching everything alone
 SCRIPT = "faiss_peer.py"
@@ -122,12 +123,16 @@ def tuned(searcher: ScannSearcher, query_BxE: np.ndarray, truth_BxK: np.ndarray)
             }
             if len(other.parts) < len(searcher.parts):
                 break
-            began = time.monotonic()
-            reached = recall(other.search(query_BxE, K)[0], truth_BxK) >= RECALL
-            if reached:
-                best = min(best, (time.monotonic() - began, other), key=lambda found: found[0])
+            if recall(other.search(query_BxE, K)[0], truth_BxK) >= RECALL:
+                best = min(best, (min(_seconds(other, query_BxE) for _ in range(TIMED)), other), key=lambda found: found[0])
                 break
     return best[1]
+
+
+def _seconds(searcher: Searcher, query_BxE: np.ndarray) -> float:
+    began = time.monotonic()
+    searcher.search(query_BxE, K)
+    return time.monotonic() - began
 
 
 def text(result: dict[str, Any]) -> str:
