@@ -17,7 +17,7 @@ from radit_jax.errors import InputError
 from radit_jax.types import Example, Instance, LmBatch, LsrBatch, Passage, Retrieved
 
 OWN_TEXT, NO_TEXT = -1, -2  # in place of a passage number: the example's own background; none
-LEAST_WIDTH = 32  # tokens of a row of queries, where the longest of all have so many: most have no more
+LEAST_WIDTH = 32  # tokens to which queries are padded at least, or to the longest of all
 
 
 class PassageInstances:
@@ -241,7 +241,7 @@ def lsr_batches(
         own_AxBx2 = keys_Bx2.reshape(parts, -1, 2)[:, slice(None) if here is None else here]
         items = [padded[i][n] for i, n in own_AxBx2.reshape(-1, 2)]
         stacked = {key: np.stack([item[key] for item in items]) for key in items[0]}
-        # As wide as the longest query of the whole batch, whichever process holds it. Few widths: each is a program, of 40 MiB.
+        # As wide as the longest query of the whole batch, whichever process holds it. Few widths, for each is a program.
         longest = bucket(max(int(padded[i].query_mask[n].sum()) for i, n in keys_Bx2), smallest=LEAST_WIDTH)
         stacked |= {key: stacked[key][:, :longest] for key in ("query_tokens", "query_mask")}
         alone = len(items) == batch  # of several processes none knows the longest passage of the others
