@@ -146,6 +146,16 @@ def test_sources_with_queries_of_different_lengths_share_a_batch():
     assert 0 < cut.sum() < 8
 
 
+@pytest.mark.parametrize(("room", "longest", "width"), [(20, 11, 20), (64, 20, 32), (64, 33, 40), (64, 64, 64)])
+def test_batches_of_short_queries_have_one_width(room, longest, width):
+    """The whole rows' where those are short, else 32 at least: each width is a program."""
+    train = tiny.lsr_source()
+    mask = np.broadcast_to(np.arange(room) < longest, (len(train), room))
+    source = dataclasses.replace(train, query_tokens=mask.astype(np.int32), query_mask=mask)
+    batch, _ = next(batches.lsr_batches({"train": source}, shares={"train": 1.0}, batch=8, seed=0))
+    assert batch.query_mask_BxT.shape == (1, 8, width) and batch.query_mask_BxT.sum() == 8 * longest
+
+
 # -- the optimizer ---------------------------------------------------------------------------------------------------------------
 
 
