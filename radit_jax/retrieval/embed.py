@@ -159,6 +159,7 @@ def embed_shards(
     """
     missing = {i: rows for i, rows in shards.items() if not _present(folder, i, rows, dtype)}
     total = sum(map(len, shards.values()))
+    last = max(missing, default=-1)  # of those after it no text is asked for
     distinct = Distinct()
 
     @functools.cache
@@ -169,7 +170,7 @@ def embed_shards(
         return shard(row // shard_size)[row % shard_size]
 
     with progress.bar("embed", total, unit="passages", start=total - sum(map(len, missing.values()))) as advance:
-        for i in (i for i in sorted(shards) if i <= max(missing, default=-1)):
+        for i in sorted(i for i in shards if i <= last):
             texts = (passage.content for at in _chunks(shards[i]) for passage in store.read(at))
             if i in missing:
                 vectors_NxE, tally = _embed(encode, tokenizer, texts, shards[i], buckets, advance, DTYPES[dtype], distinct, stored)
