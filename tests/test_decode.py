@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from radit_jax import sharding
 from radit_jax.inference import decode
 from radit_jax.models import apart
 from radit_jax.models.layers import as_bits, from_bits
@@ -32,7 +33,7 @@ def parts(config: LmConfig = CONFIG):
 
 
 def decoded(graphdef, params):
-    last, cache = decode.prefill(graphdef, params, TOKENS_BxKxT, LENGTHS_BxK, S)
+    last, cache = decode.prefill(graphdef, params, TOKENS_BxKxT, LENGTHS_BxK)
     return decode.decode_each(*form(graphdef, params), last, LENGTHS_BxK, cache, NEVER_I, S)
 
 
@@ -92,7 +93,7 @@ def test_layers_apart_say_what_the_stack_says(monkeypatch, windows):
 def test_on_a_cpu_layers_lie_where_the_stack_does(dtype):
     values = jnp.asarray(RNG.standard_normal((3, 8, 64)), jnp.bfloat16)
     stack = as_bits(values) if dtype == "uint16" else values
-    layers = apart._weights(stack)
+    layers = apart._layers(stack)
     assert len(layers) == 3 and {layer.dtype for layer in layers} == {values.dtype}
     if dtype == "uint16":  # an LM as it is read
         begin, size = stack.unsafe_buffer_pointer(), stack.nbytes // 3
@@ -104,7 +105,7 @@ def test_on_a_cpu_layers_lie_where_the_stack_does(dtype):
 
 def test_no_stack_of_layers_is_widened_and_no_cache_transposed():
     graphdef, params = parts()
-    last, cache = decode.prefill(graphdef, params, TOKENS_BxKxT, LENGTHS_BxK, S)
+    last, cache = decode.prefill(graphdef, params, TOKENS_BxKxT, LENGTHS_BxK)
     compiled = decode.decode_each.lower(*form(graphdef, params), last, LENGTHS_BxK, cache, NEVER_I, S).compile().as_text()
     c = CONFIG
     cache_first = f"[{c.layers},{K},{B},{c.kv_heads},{T + S},{c.head_dim}]"
@@ -146,3 +147,36 @@ def test_decoding_equals_one_pass_over_what_was_decoded():
         np.testing.assert_array_equal(jnp.argmax(logp_TxV[before], -1), ids_BxKxS[b, k])
         end = logp_TxV[len(whole) - 1, NEVER_I[0]]  # of an answer that is cut
         np.testing.assert_allclose(jnp.sum(jnp.max(logp_TxV[before], -1)) + end, logp_BxK[b, k], rtol=1e-4)
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="elsewhere layers apart are copies")
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_on_a_cpu_prompts_are_looked_at_where_they_lie_and_others_take_their_place_in_a_copy(dtype):
+    graphdef, params = parts(dataclasses.replace(CONFIG, head_dim=16, dtype=dtype, param_dtype=dtype))
+    mesh = sharding.mesh_or_one(None)
+    given = (params, TOKENS_BxKxT, LENGTHS_BxK, NEVER_I)
+    params, tokens, lengths, stops = jax.device_put(given, sharding.replicated(mesh))
+    with jax.set_mesh(mesh):
+        decoder = form(graphdef, params)
+        last, cache = decode.prefill(graphdef, params, tokens, lengths)
+        begun = decode.begin(last, lengths, stops, jnp.ones(B, bool), S)
+        rows, past = decode.over(begun, cache, apart=True)
+        assert rows.cache.capacity == S and past.capacity == T
+        begin, size = cache.k_LxBxGxSxh.unsafe_buffer_pointer(), cache.k_LxBxGxSxh.nbytes // CONFIG.layers
+        assert [k.unsafe_buffer_pointer() for k in past.k_BxGxSxh] == [begin + n * size for n in range(CONFIG.layers)]
+        before = jax.tree.map(np.array, cache)
+        compiled = decode.go._cache_size()
+        rows = decode.go(*decoder, rows, past, stops, B * K)
+        expected = decode.decode_each(*decoder, last, lengths, cache, stops, S)
+        np.testing.assert_array_equal(rows.ids_BxRxS, expected[0])
+        np.testing.assert_allclose(rows.logp_BxR, expected[1], rtol=1e-5)
+        # The prompts again, in other rows: they say what they said.
+        to_M = np.random.default_rng(1).permutation(B * K).astype(np.int32)
+        for _ in range(2):  # from views to a copy, and in that copy
+            rows, past = decode.take(rows, past, begun, cache, to_M, np.arange(B * K, dtype=np.int32))
+            jax.tree.map(np.testing.assert_array_equal, cache, before)
+            rows = decode.go(*decoder, rows, past, stops, B * K)
+            for found, first in zip((rows.ids_BxRxS, rows.logp_BxR), expected):
+                found, first = (np.asarray(x).reshape(B * K, -1) for x in (found, first))
+                np.testing.assert_allclose(found[to_M], first, rtol=1e-5)
+        assert decode.go._cache_size() == compiled + 1  # one program, wherever the prompts lie

@@ -183,7 +183,7 @@ def test_prefill_of_prompts_side_by_side_equals_the_references():
         model = nnx.merge(graphdef, params)
 
         def one(read_BxT, lengths_B):
-            hidden_BxTxD, cache = model.prefill(read_BxT, lengths_B, SHORT)
+            hidden_BxTxD, cache = model.prefill(read_BxT, lengths_B)
             real_BxT = cache.positions_BxS >= 0
             last = [x[-1].swapaxes(1, 2).reshape(2, SHORT, -1) for x in (cache.k_LxBxGxSxh, cache.v_LxBxGxSxh)]
             return jnp.where(real_BxT[..., None], jnp.concatenate([hidden_BxTxD, *last], -1), 0)
@@ -261,7 +261,7 @@ def test_prompts_side_by_side_lower_for_gpus():
     @jax.jit
     def prefill(params):
         model = nnx.merge(graphdef, params)
-        return jax.vmap(lambda read, n: model.prefill(read, n, T)[0], in_axes=1)(tokens(2, 3, T), jnp.full((2, 3), T))
+        return jax.vmap(lambda read, n: model.prefill(read, n)[0], in_axes=1)(tokens(2, 3, T), jnp.full((2, 3), T))
 
     with for_a_gpu():
         assert "__gpu$xla.gpu.triton" in prefill.trace(params).lower(lowering_platforms=("cuda",)).as_text()

@@ -145,17 +145,17 @@ def test_the_cache_of_the_ensemble_is_cut_by_rows_and_heads():
     tokens, lengths = (jax.ShapeDtypeStruct(s, np.int32, sharding=rows) for s in ((ROWS, K, T), (ROWS, K)))
     stops = jax.ShapeDtypeStruct((5,), np.int32, sharding=sharding.replicated(mesh))
     with jax.set_mesh(mesh):
-        executable = decode.prefill.lower(graphdef, placed, tokens, lengths, 2).compile()
+        executable = decode.prefill.lower(graphdef, placed, tokens, lengths).compile()
         last, cache = jax.tree.map(
             lambda leaf, where: leaf.update(sharding=where),
-            jax.eval_shape(lambda *a: decode.prefill(graphdef, *a, 2), placed, tokens, lengths),
+            jax.eval_shape(lambda *a: decode.prefill(graphdef, *a), placed, tokens, lengths),
             executable.output_shardings,
         )
         lm = LM(LM_CONFIG, rngs=nnx.Rngs(0))
         nnx.update(lm, jax.device_put(nnx.state(lm), sharding.shardings(params, sharding.LM_RULES, mesh)))
         decoder = nnx.split(decode.decoder(lm))
         decoding = decode.decode_each.lower(*decoder, last, lengths, cache, stops, 2).compile()
-    piece = (LAYERS, K, ROWS // data, LM_CONFIG.kv_heads // model, T + 2, LM_CONFIG.head_dim)
+    piece = (LAYERS, K, ROWS // data, LM_CONFIG.kv_heads // model, T, LM_CONFIG.head_dim)
     for kept in (cache.k_LxBxGxSxh, cache.v_LxBxGxSxh):
         assert kept.sharding.shard_shape(kept.shape) == piece
     assert last.sharding.shard_shape(last.shape)[:2] == (ROWS // data, K)

@@ -149,10 +149,11 @@ def test_padding_changes_nothing_and_makes_no_nan():
 @pytest.mark.parametrize("changes", [{}, {"windows": (None, 4, 2), "qk_norm": True, "tied": True}], ids=["plain", "sliding"])
 def test_prefill_and_decode_steps_equal_one_pass(changes):
     lm = small(**changes)
-    prefill, step, whole = jax.jit(lm.prefill, static_argnums=2), jax.jit(lm.decode_step), jax.jit(lm.__call__)
+    prefill, step, whole = jax.jit(lm.prefill), jax.jit(lm.decode_step), jax.jit(lm.__call__)
     tokens_BxT, lengths = ids(2, 9), np.array([4, 6])
     full = whole(tokens_BxT)
-    hidden, cache = prefill(tokens_BxT[:, :6], jnp.asarray(lengths), 9)
+    hidden, cache = prefill(tokens_BxT[:, :6], jnp.asarray(lengths))
+    cache = cache.with_room(3)
     close(lm.logits(hidden)[0, :4], full[0, :4])
     for n in range(3):  # rows of different lengths go on together
         at = lengths + n
@@ -164,7 +165,7 @@ def test_prefill_and_decode_steps_equal_one_pass(changes):
 def test_several_continuations_of_one_prefix_are_segments():
     lm = small()
     prefix, first, second = ids(1, 5), ids(1, 3), ids(1, 2) + 7
-    _, cache = jax.jit(lm.prefill, static_argnums=2)(prefix, jnp.array([5]), 5)
+    _, cache = jax.jit(lm.prefill)(prefix, jnp.array([5]))
     positions, segments = row(3, 2, -1)
     new = jnp.concatenate([first, second, jnp.zeros((1, 1), jnp.int32)], axis=1)
     hidden, k, _ = jax.jit(lm.extend)(new, positions + 5, Segments(segments), cache)
@@ -189,11 +190,6 @@ def test_attention_in_blocks_of_queries_is_attention(monkeypatch):
         np.testing.assert_allclose(found, expected, rtol=1e-3, atol=3e-4 * max(np.abs(expected).max(), 1))
 
 
-def test_too_small_a_cache_is_refused():
-    with pytest.raises(ValueError, match=r"capacity \(3\)"):
-        small().prefill(ids(1, 5), jnp.array([5]), 3)
-
-
 # -- transformations, precision -----------------------------------------------------------------------------------------------------
 
 
@@ -203,8 +199,8 @@ def test_vmap_over_prompts_equals_a_batch():
 
     def decode(tokens_T):
         lm = nnx.merge(graphdef, params)
-        _, cache = lm.prefill(tokens_T[None, :4], jnp.array([4]), 6)
-        return lm.decode_step(tokens_T[4:5], jnp.array([4]), cache)[0][0]
+        _, cache = lm.prefill(tokens_T[None, :4], jnp.array([4]))
+        return lm.decode_step(tokens_T[4:5], jnp.array([4]), cache.with_room(2))[0][0]
 
     close(jax.jit(jax.vmap(decode))(ids(3, 5)), jax.jit(lm.__call__)(ids(3, 5))[:, 4])
 

@@ -79,7 +79,7 @@ def test_an_lm_gives_the_same_states_and_gradients(kind):
 
 def test_prompts_leave_the_same_cache():
     graphdef, params = nnx.split(tiny.lm())
-    run = jax.jit(lambda params, indices_N: nnx.merge(graphdef, params).prefill(jnp.asarray(TOKENS_BxT), LENGTHS_B, 36, indices_N))
+    run = jax.jit(lambda params, indices_N: nnx.merge(graphdef, params).prefill(jnp.asarray(TOKENS_BxT), LENGTHS_B, indices_N))
     (hidden, cache), (expected, other) = run(params, real_indices(REAL_BxT)), run(params, None)
     close(hidden * REAL_BxT[..., None], expected * REAL_BxT[..., None])
     there_BxS = np.asarray(cache.positions_BxS) >= 0

@@ -162,7 +162,7 @@ def _score(program: Program, c: ConfigDict) -> tuple[Callable[[], None], dict[st
 
 
 def _prefill(program: Program, c: ConfigDict) -> tuple[Callable[[], None], dict[str, Any]]:
-    graphdef, params, tokens, lengths, new = program.arguments
+    graphdef, params, tokens, lengths = program.arguments
     config = shapes.lm_config(c.lm.checkpoint)
     B, K, T = tokens.shape
     arrays = (_put(_tokens(B, K * T, config).reshape(B, K, T), tokens), _put(np.full((B, K), T, np.int32), lengths))
@@ -170,7 +170,7 @@ def _prefill(program: Program, c: ConfigDict) -> tuple[Callable[[], None], dict[
 
     def run() -> None:
         with jax.set_mesh(program.mesh):
-            jax.block_until_ready(program.function(graphdef, params, *arrays, new))
+            jax.block_until_ready(program.function(graphdef, params, *arrays))
 
     return run, _work(config, B * K * T, B * K, B * K * T * (T + 1) // 2, flops.FORWARD)
 
@@ -179,21 +179,20 @@ def _decode(program: Program, c: ConfigDict) -> tuple[Callable[[], None], dict[s
     graphdef, params, last, lengths, cache, stops, new = program.arguments
     config = shapes.lm_config(c.lm.checkpoint)
     B, K, _ = last.shape
-    S = cache.positions_BxS.shape[-1]
+    T = cache.capacity
     filled = _random((last, cache))
-    slots_S = np.where(np.arange(S) < S - new, np.arange(S), -1).astype(np.int32)
     cache = type(cache)(
         filled[1].k_LxBxGxSxh,
         filled[1].v_LxBxGxSxh,
-        _put(np.broadcast_to(slots_S, cache.positions_BxS.shape), cache.positions_BxS),
-        _put(np.int32(S - new), cache.next_slot),
+        _put(np.broadcast_to(np.arange(T, dtype=np.int32), cache.positions_BxS.shape), cache.positions_BxS),
+        _put(np.int32(T), cache.next_slot),
     )
-    lengths = _put(np.full((B, K), S - new, np.int32), lengths)
+    lengths = _put(np.full((B, K), T, np.int32), lengths)
     stops = _put(np.full(stops.shape, config.vocab_size, np.int32), stops)  # none: to the last step
     with jax.set_mesh(program.mesh):
         graphdef, params = nnx.split(decode.decoder(nnx.merge(graphdef, _random(params))))
     size = jnp.dtype(c.lm.dtype).itemsize
-    slots = sum(S - new + step + 1 for step in range(new))
+    slots = sum(T + step + 1 for step in range(new))
     read = (
         new * (flops.matrices(config) + config.width * config.vocab_size)
         + B * K * slots * config.layers * 2 * config.kv_heads * config.head_dim

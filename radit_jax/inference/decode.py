@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from radit_jax.models.apart import APART, ApartCache, ApartLM
+from radit_jax.models.apart import APART, ApartCache, ApartLM, are_views
 from radit_jax.models.attention import Segments, Trees
 from radit_jax.models.layers import as_bits, from_bits, platform
 from radit_jax.models.lm import LM, KVCache, picked
@@ -24,6 +24,7 @@ from radit_jax.types import PyTree
 # Where K is in a cache: after L, for a scan over layers would otherwise transpose the cache in every step; all prompts write the same slot.
 CACHE_K = KVCache(k_LxBxGxSxh=1, v_LxBxGxSxh=1, positions_BxS=0, next_slot=None)
 APART_K = ApartCache(k_BxGxSxh=0, v_BxGxSxh=0, positions_BxSx1=0, next_slot=None)
+Past = ApartCache | None  # the prompts' keys, where decoding looks at them beside those that it writes
 
 
 def mix_logprobs(logp_KxV: jax.Array, logw_K: jax.Array) -> jax.Array:
@@ -31,16 +32,16 @@ def mix_logprobs(logp_KxV: jax.Array, logw_K: jax.Array) -> jax.Array:
     return jax.nn.logsumexp(logp_KxV + logw_K[:, None], axis=0)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 4))
-def prefill(graphdef: nnx.GraphDef, params: PyTree, tokens_BxKxT: jax.Array, lengths_BxK: jax.Array, new_tokens: int, indices_N=None):
-    """Reads the k prompts of each question: log-probs of the next token (B, K, V) and the KV caches, with room for `new_tokens`.
+@functools.partial(jax.jit, static_argnums=0)
+def prefill(graphdef: nnx.GraphDef, params: PyTree, tokens_BxKxT: jax.Array, lengths_BxK: jax.Array, indices_N=None):
+    """Reads the k prompts of each question: log-probs of the next token (B, K, V) and the KV caches, which are full.
 
     `indices_N` (int32) are of the real tokens among the K·B·T, where those are read in one line.
     """
     lm = nnx.merge(graphdef, params)
 
     def read(tokens_BxT, lengths_B):
-        hidden_BxTxD, cache = lm.prefill(tokens_BxT, lengths_B, tokens_BxT.shape[1] + new_tokens, indices_N)
+        hidden_BxTxD, cache = lm.prefill(tokens_BxT, lengths_B, indices_N)
         last_BxD = jnp.take_along_axis(hidden_BxTxD, (lengths_B - 1)[:, None, None], axis=1)[:, 0]
         return jax.nn.log_softmax(lm.logits(last_BxD)), cache
 
@@ -65,7 +66,7 @@ def prefill(graphdef: nnx.GraphDef, params: PyTree, tokens_BxKxT: jax.Array, len
 class Rows:
     """Questions in the middle of their answers: R rows each, K (every prompt on its own) or 1 (the mixture)."""
 
-    cache: PyTree  # of the K prompts, which decoding writes to; None, where they wait to be `over` one or to be taken
+    cache: PyTree  # which decoding writes to, of the K prompts, or of what comes after them; None, before they are `over` one or taken
     lengths_BxK: jax.Array  # tokens of the prompts
     token_BxR: jax.Array  # the next one, chosen and not yet read
     taken_BxR: jax.Array  # tokens of the answer so far
@@ -86,8 +87,8 @@ def decode_each(graphdef, params, last_BxKxV, lengths_BxK, cache, stops_I, new_t
     `graphdef` and `params` are those of a `decoder`.
     """
     real_B, apart = jnp.ones(len(lengths_BxK), bool), isinstance(nnx.merge(graphdef, params), ApartLM)
-    rows = over(begin(last_BxKxV, lengths_BxK, stops_I, real_B, new_tokens), cache, apart)
-    rows = go(graphdef, params, rows, stops_I, lengths_BxK.size)
+    rows, past = over(begin(last_BxKxV, lengths_BxK, stops_I, real_B, new_tokens), cache, apart)
+    rows = go(graphdef, params, rows, past, stops_I, lengths_BxK.size)
     return rows.ids_BxRxS, rows.logp_BxR
 
 
@@ -98,24 +99,43 @@ def begin(last_BxKxV, lengths_BxK, stops_I, real_B, new_tokens: int) -> Rows:
     return _hear(rows, last_BxKxV, stops_I)
 
 
+def over(rows: Rows, cache: KVCache, apart: bool) -> tuple[Rows, Past]:
+    """The rows with a cache to write to, for a decoder that is `apart` or not: a copy of their prompts' with room for answers.
+
+    Where layers of a stack are views, it holds the answers alone, and the prompts' is looked at beside it, where it lies.
+    """
+    if apart and are_views(cache.k_LxBxGxSxh):
+        return _over_nothing(rows, cache), ApartCache.of(cache)
+    return _over_copy(rows, cache, apart), None
+
+
+@jax.jit
+def _over_nothing(rows: Rows, prompts: KVCache) -> Rows:
+    return dataclasses.replace(rows, cache=ApartCache.empty(prompts, rows.ids_BxRxS.shape[-1]))
+
+
 @functools.partial(jax.jit, static_argnums=2)
-def over(rows: Rows, cache: KVCache, apart: bool) -> Rows:
-    """The rows with a copy of their prompts' cache, for a decoder that is `apart` or not."""
+def _over_copy(rows: Rows, prompts: KVCache, apart: bool) -> Rows:
+    cache = prompts.with_room(rows.ids_BxRxS.shape[-1])
     return dataclasses.replace(rows, cache=ApartCache.of(cache) if apart else cache)
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
-def go(graphdef, params, rows: Rows, stops_I, enough) -> Rows:
+def go(graphdef, params, rows: Rows, past: Past, stops_I, enough) -> Rows:
     """Decodes every row on its own until `enough` more of them have ended, or all."""
-    return _go(_step(nnx.merge(graphdef, params)), lambda logits_BxKxV: logits_BxKxV, rows, stops_I, enough)
+    return _go(_step(nnx.merge(graphdef, params), past), lambda logits_BxKxV: logits_BxKxV, rows, stops_I, enough)
 
 
-@functools.partial(jax.jit, donate_argnums=0)
-def take(rows: Rows, others: Rows, cache: KVCache, to_M: jax.Array, from_M: jax.Array) -> Rows:
-    """`rows` with those of numbers to_M replaced by the others' of numbers from_M, b · K + k. The same pair may be there twice.
+def take(rows: Rows, past: Past, others: Rows, cache: KVCache, to_M: jax.Array, from_M: jax.Array) -> tuple[Rows, Past]:
+    """`rows` and `past` with those of numbers to_M replaced by the others' of numbers from_M, b · K + k. The same pair may be there twice.
 
-    `cache` is that of the others' prompts.
+    `cache` is that of the others' prompts. Arrays that are views are left as they are: what is returned is a copy.
     """
+    return _take(rows, past, others, cache if past is None else ApartCache.of(cache), to_M, from_M)
+
+
+@functools.partial(jax.jit, donate_argnums=(0, 1))
+def _take(rows: Rows, past: Past, others: Rows, cache: KVCache | ApartCache, to_M, from_M) -> tuple[Rows, Past]:
     K = rows.lengths_BxK.shape[1]
     (to_b, to_k), (from_b, from_k) = (jnp.divmod(numbers_M, K) for numbers_M in (to_M, from_M))
 
@@ -128,35 +148,43 @@ def take(rows: Rows, others: Rows, cache: KVCache, to_M: jax.Array, from_M: jax.
         at, of = ((slice(None),) * axis + (k, b) for k, b in ((to_k, to_b), (from_k, from_b)))
         return from_bits(as_bits(x).at[at].set(as_bits(y)[of]))
 
-    axes, read = (CACHE_K, cache) if isinstance(rows.cache, KVCache) else (APART_K, ApartCache.of(cache))
-    cache = {
-        field.name: jax.tree.map(
-            functools.partial(in_cache, axis=getattr(axes, field.name)), getattr(rows.cache, field.name), getattr(read, field.name)
-        )
-        for field in dataclasses.fields(axes)
-    }
+    def with_prompts(into):
+        axes = CACHE_K if isinstance(into, KVCache) else APART_K
+        parts = [[getattr(part, field.name) for field in dataclasses.fields(into)] for part in (into, cache, axes)]
+        return type(into)(*(jax.tree.map(functools.partial(in_cache, axis=axis), x, y) for x, y, axis in zip(*parts)))
+
+    if past is None:
+        cache = cache.with_room(rows.cache.capacity - cache.capacity)
+        cache = cache if isinstance(rows.cache, KVCache) else ApartCache.of(cache)
+        written = with_prompts(rows.cache)
+    else:
+        past = with_prompts(past)
+        written = dataclasses.replace(rows.cache, positions_BxSx1=rows.cache.positions_BxSx1.at[to_k, to_b].set(-1))
     rest = {field.name: in_front(getattr(rows, field.name), getattr(others, field.name)) for field in dataclasses.fields(Rows)[1:]}
-    return Rows(type(rows.cache)(**cache), **rest)
+    return Rows(written, **rest), past
 
 
-@functools.partial(jax.jit, static_argnums=(0, 8))
-def decode_mixture(graphdef, params, last_BxKxV, lengths_BxK, cache, logw_BxK, stops_I, real_B, new_tokens: int):
-    """Eq. 2 at every step: the k next-token distributions are mixed, one token is chosen, all k prompts read it: (ids_BxS, logp_B).
+@functools.partial(jax.jit, static_argnums=5)
+def begin_mixture(last_BxKxV, lengths_BxK, logw_BxK, stops_I, real_B, new_tokens: int) -> Rows:
+    """A row for each question, without a cache, as `begin`."""
+    rows = _rows(lengths_BxK, ~real_B[:, None], new_tokens)
+    return _hear(rows, _mixed(last_BxKxV, logw_BxK), stops_I)
 
-    Rows of questions that are not real have ended: they hold up no other.
-    """
-    model = nnx.merge(graphdef, params)
-    each, k = _step(model), lengths_BxK.shape[1]
 
-    def mixed(logits_BxKxV):
-        return jax.vmap(mix_logprobs)(jax.nn.log_softmax(logits_BxKxV), logw_BxK)[:, None]
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
+def go_mixture(graphdef, params, rows: Rows, past: Past, logw_BxK, stops_I) -> Rows:
+    """Eq. 2 at every step, until all have ended: the k next-token distributions are mixed, one token is chosen, all k prompts read it."""
+    each, k = _step(nnx.merge(graphdef, params), past), logw_BxK.shape[1]
 
     def step(token_Bx1, positions_BxK, cache):
         return each(jnp.repeat(token_Bx1, k, axis=1), positions_BxK, cache)
 
-    rows = over(_rows(lengths_BxK, ~real_B[:, None], new_tokens), cache, isinstance(model, ApartLM))
-    rows = _go(step, mixed, _hear(rows, mixed(last_BxKxV), stops_I), stops_I, len(lengths_BxK))
-    return rows.ids_BxRxS[:, 0], rows.logp_BxR[:, 0]
+    return _go(step, lambda logits_BxKxV: _mixed(logits_BxKxV, logw_BxK), rows, stops_I, len(logw_BxK))
+
+
+def _mixed(logits_BxKxV: jax.Array, logw_BxK: jax.Array) -> jax.Array:
+    """(B, 1, V)."""
+    return jax.vmap(mix_logprobs)(jax.nn.log_softmax(logits_BxKxV), logw_BxK)[:, None]
 
 
 def _rows(lengths_BxK, done_BxR, new_tokens: int) -> Rows:
@@ -194,10 +222,11 @@ def _hear(rows: Rows, logits_BxRxV: jax.Array, stops_I) -> Rows:
     return dataclasses.replace(rows, token_BxR=token_BxR, done_BxR=rows.done_BxR | stops_BxR, logp_BxR=logp_BxR)
 
 
-def _step(model: LM | ApartLM) -> Callable:
-    """(token_BxK, positions_BxK, cache) → (logits_BxKxV, cache): one more token in every row."""
+def _step(model: LM | ApartLM, past: Past) -> Callable:
+    """(token_BxK, positions_BxK, cache) → (logits_BxKxV, cache): one more token in every row. An LM that is not apart has no `past`."""
     if isinstance(model, ApartLM):
-        return jax.vmap(model.decode_step, in_axes=(1, 1, APART_K), out_axes=(1, APART_K))
+        apart = jax.vmap(model.decode_step, in_axes=(1, 1, APART_K, APART_K if past else None), out_axes=(1, APART_K))
+        return lambda token_BxK, positions_BxK, cache: apart(token_BxK, positions_BxK, cache, past)
 
     def one(token_B, positions_B, cache):
         hidden_Bx1xD, k, v = model.extend(token_B[:, None], positions_B[:, None], Segments(jnp.ones_like(token_B)[:, None]), cache)

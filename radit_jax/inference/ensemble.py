@@ -150,7 +150,7 @@ class Ensemble:
 
     def _chosen(self, listed: Sequence[Sequence[_Candidate]], batches: Iterable[_Batch]) -> Iterator[tuple[list[int], np.ndarray]]:
         for rows, (tokens_BxKxT, lengths_BxK, logw_BxK) in batches:
-            lengths_BxK, last_BxKxV, cache = self.prefill(tokens_BxKxT, lengths_BxK, 0)
+            lengths_BxK, last_BxKxV, cache = self.prefill(tokens_BxKxT, lengths_BxK)
             logp_BxKxC = self._candidates([listed[row] for row in rows], last_BxKxV, lengths_BxK, cache)
             yield rows, pruning.mixed(logp_BxKxC, logw_BxK)
 
@@ -166,6 +166,10 @@ class Ensemble:
     def _decoding_lm(self) -> nnx.Module:
         return decode.decoder(self.lm)
 
+    @property
+    def _apart(self) -> bool:
+        return isinstance(self._decoding_lm, ApartLM)
+
     def _sequence_level(self, batches: Iterable[_Batch]) -> Iterator[tuple[list[int], list[Answer]]]:
         for _, of_shape in itertools.groupby(batches, lambda batch: batch[1][0].shape):
             for group in self._decoded(collections.deque(of_shape)):
@@ -179,20 +183,20 @@ class Ensemble:
         Rows decode side by side, as many as the first has; where one has ended, a prompt of the next batch takes its place.
         """
         first, waiting = self._read(batches.popleft()), None
-        rows = decode.over(first.begun, first.cache, isinstance(self._decoding_lm, ApartLM))
+        rows, past = decode.over(first.begun, first.cache, self._apart)
         count, K = first.own_BxK.size, first.own_BxK.shape[1]
         placed = {at: (first, at) for at in first.waiting}  # row here → whose it is, and its number there
         first.waiting.clear()
         del first  # a group is held, with its cache, until it is answered
         some = max(count // 4, 1)  # rows that are waited for before they are replaced
         while placed:
-            rows = decode.go(*self._decoder, rows, self.stops_I, some if waiting or batches else count)
+            rows = decode.go(*self._decoder, rows, past, self.stops_I, some if waiting or batches else count)
             done_BxK, ids_BxKxS, logp_BxK = map(distributed.to_host, (rows.done_BxR, rows.ids_BxRxS, rows.logp_BxR))
             for at in [at for at in placed if done_BxK[divmod(at, K)]]:
                 group, source = placed.pop(at)
                 if group.hear(source, ids_BxKxS[divmod(at, K)], logp_BxK[divmod(at, K)]):
                     if not (placed or waiting or batches):
-                        rows = None  # nothing decodes any more: their cache makes room for the candidates
+                        rows = past = None  # nothing decodes any more: their cache makes room for the candidates
                     yield group
                 del group
             free = [at for at in range(count) if at not in placed]
@@ -201,12 +205,12 @@ class Ensemble:
                 moved = [(free.pop(), waiting.waiting.popleft()) for _ in range(min(some, len(free), len(waiting.waiting)))]
                 placed |= {at: (waiting, source) for at, source in moved}
                 to_M, from_M = np.asarray(moved + moved[-1:] * (some - len(moved)), np.int32).T
-                rows = decode.take(rows, waiting.begun, waiting.cache, to_M, from_M)
+                rows, past = decode.take(rows, past, waiting.begun, waiting.cache, to_M, from_M)
                 waiting = waiting if waiting.waiting else None
 
     def _read(self, batch: _Batch) -> _Group:
         numbers, (tokens_BxKxT, lengths_BxK, logw_BxK) = batch
-        lengths_BxK, last_BxKxV, cache = self.prefill(tokens_BxKxT, lengths_BxK, self.max_new_tokens)
+        lengths_BxK, last_BxKxV, cache = self.prefill(tokens_BxKxT, lengths_BxK)
         real_B = self._real(numbers, logw_BxK)
         begun = decode.begin(last_BxKxV, lengths_BxK, self.stops_I, real_B, self.max_new_tokens)
         return _Group(numbers, logw_BxK, lengths_BxK, last_BxKxV, cache, begun)
@@ -239,19 +243,20 @@ class Ensemble:
 
     def _token_level(self, batches: Iterable[_Batch]) -> Iterator[tuple[list[int], list[Answer]]]:
         for numbers, (tokens_BxKxT, lengths_BxK, logw_BxK) in batches:
-            lengths_BxK, last_BxKxV, cache = self.prefill(tokens_BxKxT, lengths_BxK, self.max_new_tokens)
-            of_passages = (last_BxKxV, lengths_BxK, cache, sharding.put_rows(self.mesh, logw_BxK))
-            real_B = self._real(numbers, logw_BxK)
-            found = decode.decode_mixture(*self._decoder, *of_passages, self.stops_I, real_B, self.max_new_tokens)
-            ids_BxS, logp_B = map(distributed.to_host, found)
-            yield numbers, [Answer(self.said(ids_S)[0], float(logp), (), ()) for ids_S, logp in zip(ids_BxS, logp_B)]
+            lengths_BxK, last_BxKxV, cache = self.prefill(tokens_BxKxT, lengths_BxK)
+            real_B, logw_BxK = self._real(numbers, logw_BxK), sharding.put_rows(self.mesh, logw_BxK)
+            begun = decode.begin_mixture(last_BxKxV, lengths_BxK, logw_BxK, self.stops_I, real_B, self.max_new_tokens)
+            rows, past = decode.over(begun, cache, self._apart)
+            rows = decode.go_mixture(*self._decoder, rows, past, logw_BxK, self.stops_I)
+            ids_Bx1xS, logp_Bx1 = map(distributed.to_host, (rows.ids_BxRxS, rows.logp_BxR))
+            yield numbers, [Answer(self.said(ids_1xS[0])[0], float(logp), (), ()) for ids_1xS, (logp,) in zip(ids_Bx1xS, logp_Bx1)]
 
-    def prefill(self, tokens_BxKxT: np.ndarray, lengths_BxK: np.ndarray, new_tokens: int) -> tuple[jax.Array, jax.Array, KVCache]:
+    def prefill(self, tokens_BxKxT: np.ndarray, lengths_BxK: np.ndarray) -> tuple[jax.Array, jax.Array, KVCache]:
         """The lengths on the mesh, and what `prefill` returns."""
         indices_N = self._line(tokens_BxKxT, lengths_BxK)
         self.shapes.add(tokens_BxKxT.shape + np.shape(indices_N))
         tokens_BxKxT, lengths_BxK = (sharding.put_rows(self.mesh, array) for array in (tokens_BxKxT, lengths_BxK))
-        return lengths_BxK, *decode.prefill(self.graphdef, self.params, tokens_BxKxT, lengths_BxK, new_tokens, indices_N)
+        return lengths_BxK, *decode.prefill(self.graphdef, self.params, tokens_BxKxT, lengths_BxK, indices_N)
 
     def _line(self, tokens_BxKxT: np.ndarray, lengths_BxK: np.ndarray) -> np.ndarray | None:
         """Of the real tokens among the K·B·T, where prompts are read in one line."""

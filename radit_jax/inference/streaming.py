@@ -34,6 +34,7 @@ def by_token(ensemble: Ensemble, question: Prompted, heard: Callable[[str, float
     logw_K = jnp.asarray(question.logw_K)
     with jax.set_mesh(ensemble.mesh):
         read = lengths_1xK, last_1xKxV, cache = _read(ensemble, question)
+        cache = cache.with_room(ensemble.max_new_tokens)
         mixed_V = np.asarray(jax.vmap(decode.mix_logprobs)(last_1xKxV, logw_K[None])[0])
         while len(ids) < ensemble.max_new_tokens and (token := int(mixed_V.argmax())) not in stops_I:
             logp += float(mixed_V[token])
@@ -60,7 +61,7 @@ def by_passage(ensemble: Ensemble, question: Prompted, heard: Callable[[int, str
         lengths_1xK, last_1xKxV, cache = _read(ensemble, question)
         real_1 = sharding.put_rows(ensemble.mesh, np.ones(1, bool))
         rows = decode.begin(last_1xKxV, lengths_1xK, ensemble.stops_I, real_1, ensemble.max_new_tokens)
-        rows = decode.over(rows, cache, apart=False)
+        rows, past = decode.over(rows, cache, apart=False)
         while True:
             ended_K, ids_KxS, logp_K = (np.asarray(part[0]) for part in (rows.done_BxR, rows.ids_BxRxS, rows.logp_BxR))
             for k in sorted(set(map(int, np.flatnonzero(ended_K))) - told):
@@ -68,7 +69,7 @@ def by_passage(ensemble: Ensemble, question: Prompted, heard: Callable[[int, str
                 heard(k, ensemble.said(ids_KxS[k])[0], float(logp_K[k]))
             if ended_K.all():
                 break
-            rows = decode.go(ensemble.graphdef, ensemble.params, rows, ensemble.stops_I, 1)
+            rows = decode.go(ensemble.graphdef, ensemble.params, rows, past, ensemble.stops_I, 1)
     distinct, own, _ = ensemble.distinct(ids_KxS)
     logp_C = ensemble.choose([question], [list(distinct.values())], ends=True)[0]
     best = int(np.argmax(logp_C))
@@ -76,9 +77,9 @@ def by_passage(ensemble: Ensemble, question: Prompted, heard: Callable[[int, str
 
 
 def _read(ensemble: Ensemble, question: Prompted) -> tuple[jax.Array, jax.Array, decode.KVCache]:
-    """lengths_1xK, log-probs of the next token (1, K, V), and the cache with room for the answer."""
+    """lengths_1xK, log-probs of the next token (1, K, V), and the prompts' cache."""
     width = ensemble.width(max(map(len, question.prompts)))
-    return ensemble.prefill(*(part[None] for part in pad_rows(question.prompts, width)), ensemble.max_new_tokens)
+    return ensemble.prefill(*(part[None] for part in pad_rows(question.prompts, width)))
 
 
 @functools.partial(jax.jit, static_argnums=0)

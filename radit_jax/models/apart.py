@@ -2,9 +2,8 @@
 
 On CPUs and GPUs a slice of stacked weights is a copy of them, which for a few rows takes longer than their products, and a stacked cache
 that is read and written in one step is copied whole. Apart, weights are read where they lie, and each layer writes its keys into its own
-array before it looks at them: two and a half times the tokens a second on an H200. On a CPU float32 products have their outputs in front,
-(out, in) by rows: for few rows that takes a third of the time in Eigen. In bfloat16, by another library, decoding so would take a tenth to
-a quarter longer.
+array before it looks at them: two and a half times the tokens a second on an H200. On a CPU the keys of the prompts, too, are looked at
+where they lie, and what is written has arrays of its own.
 """
 
 from __future__ import annotations
@@ -17,9 +16,10 @@ import numpy as np
 from flax import nnx
 
 from radit_jax.models.attention import FAR, Keys, attend, distances
-from radit_jax.models.layers import Linear, as_bits, contract, for_cpu, from_bits, rope_frequencies, rope_tables
+from radit_jax.models.layers import as_bits, for_cpu, from_bits, rope_frequencies, rope_tables
 from radit_jax.models.lm import LM, KVCache
 from radit_jax.models.unpad import Line
+from radit_jax.sharding import replicated
 
 APART = ("cpu", "gpu", "cuda")  # platforms where decoding is faster so
 
@@ -41,9 +41,17 @@ class ApartCache:
 
     @classmethod
     def of(cls, cache: KVCache) -> ApartCache:
-        """A copy. Any axes between L and B stay in front."""
+        """A copy, but where layers are views (`are_views`). Any axes between L and B stay in front."""
         k, v = map(_layers, (cache.k_LxBxGxSxh, cache.v_LxBxGxSxh))
-        return cls(k, v, cache.positions_BxS[..., None], cache.next_slot)
+        return cls(k, v, cache.positions_BxS[..., None], jnp.copy(cache.next_slot))  # which may be given up
+
+    @classmethod
+    def empty(cls, like: KVCache, slots: int) -> ApartCache:
+        """A cache of so many slots for the rows of another one, of which it holds nothing."""
+        layers, *rows, _, h = like.k_LxBxGxSxh.shape
+        dtype = jax.eval_shape(from_bits, like.k_LxBxGxSxh).dtype
+        k, v = (tuple(jnp.zeros((*rows, slots, h), dtype) for _ in range(layers)) for _ in range(2))
+        return cls(k, v, jnp.full((*rows[:-1], slots, 1), -1, jnp.int32), jnp.int32(0))
 
 
 class ApartLM(nnx.Module):
@@ -55,30 +63,32 @@ class ApartLM(nnx.Module):
         self.config, self.embed, self.final_norm, self.head = lm.config, lm.embed, lm.final_norm, lm.head
         graphdef, stacked = nnx.split(lm.blocks)
         leaves, treedef = jax.tree.flatten(stacked)
-        blocks = [nnx.merge(graphdef, treedef.unflatten(layer)) for layer in zip(*map(_weights, leaves))]
-        self.blocks = nnx.List([_turned(block) for block in blocks] if for_cpu() and lm.config.dtype == "float32" else blocks)
+        self.blocks = nnx.List([nnx.merge(graphdef, treedef.unflatten(layer)) for layer in zip(*map(_layers, leaves))])
 
-    def decode_step(self, tokens_B: jax.Array, positions_B: jax.Array, cache: ApartCache) -> tuple[jax.Array, ApartCache]:
-        """Logits (B, V) after one more token in every row, and the cache with it."""
+    def decode_step(
+        self, tokens_B: jax.Array, positions_B: jax.Array, cache: ApartCache, past: ApartCache | None = None
+    ) -> tuple[jax.Array, ApartCache]:
+        """Logits (B, V) after one more token in every row, and the cache with it. Rows also see `past`, which is not written."""
         c, slot = self.config, cache.next_slot
         positions_Bx1 = positions_B[:, None]
         rope = rope_tables(positions_Bx1, rope_frequencies(c.head_dim, c.rope_theta, c.rope_scaling))
         positions_BxSx1 = write(cache.positions_BxSx1, positions_B[:, None, None], slot)
         positions_BxS = positions_BxSx1[..., 0]
         distance_Bx1xS = distances(positions_Bx1, positions_BxS, positions_BxS[:, None] >= 0)
+        before = [()] * c.layers if past is None else _keys(past, positions_Bx1)
         k, v = [], []
 
-        def reader(past_k_BxGxSxh, past_v_BxGxSxh, window: int | None):
+        def reader(old_k_BxGxSxh, old_v_BxGxSxh, before: tuple[Keys, ...], window: int | None):
             def read(q_BxGxRx1xh, k_BxGx1xh, v_BxGx1xh):
-                k.append(write(past_k_BxGxSxh, k_BxGx1xh, slot))
-                v.append(write(past_v_BxGxSxh, v_BxGx1xh, slot))
+                k.append(write(old_k_BxGxSxh, k_BxGx1xh, slot))
+                v.append(write(old_v_BxGxSxh, v_BxGx1xh, slot))
                 reach = jnp.int32(FAR if window is None else window)
-                return attend(q_BxGxRx1xh, [Keys(k[-1], v[-1], distance_Bx1xS)], reach, c.dtype)
+                return attend(q_BxGxRx1xh, [*before, Keys(k[-1], v[-1], distance_Bx1xS)], reach, c.dtype)
 
             return read
 
         x_Bx1xD = self.embed.of_bits(tokens_B[:, None])
-        for block, *of_layer in zip(self.blocks, cache.k_BxGxSxh, cache.v_BxGxSxh, c.windows or (None,) * c.layers):
+        for block, *of_layer in zip(self.blocks, cache.k_BxGxSxh, cache.v_BxGxSxh, before, c.windows or (None,) * c.layers):
             x_Bx1xD, _, _ = block(x_Bx1xD, rope, reader(*of_layer), Line(None))
         hidden_BxD = self.final_norm(x_Bx1xD)[:, 0]
         return self.logits(hidden_BxD), ApartCache(tuple(k), tuple(v), positions_BxSx1, slot + 1)
@@ -90,26 +100,11 @@ class ApartLM(nnx.Module):
         return LM.logits(self, hidden_BxD)
 
 
-class Turned(Linear):
-    """A linear map for few rows: its kernel is (out, in)."""
-
-    def __init__(self, linear: Linear):
-        self.dtype, self.bias = linear.dtype, linear.bias
-        self.kernel = nnx.Param(linear.kernel[...].T)
-
-    def product(self, x: jax.Array) -> jax.Array:
-        y_YxM = contract("yx,mx->ym", self.kernel[...], x.reshape(-1, x.shape[-1]), self.dtype)
-        return y_YxM.T.reshape(*x.shape[:-1], -1)
-
-
-def _turned(module: nnx.Module) -> nnx.Module:
-    """The module with all its linear maps turned."""
-    for name, child in list(vars(module).items()):
-        if isinstance(child, Linear):
-            setattr(module, name, Turned(child))
-        elif isinstance(child, nnx.Module):
-            _turned(child)
-    return module
+def _keys(past: ApartCache, positions_Bx1: jax.Array) -> list[tuple[Keys]]:
+    """Of each layer, as the tokens at these positions see them."""
+    positions_BxS = past.positions_BxSx1[..., 0]
+    distance_Bx1xS = distances(positions_Bx1, positions_BxS, positions_BxS[:, None] >= 0)
+    return [(Keys(k, v, distance_Bx1xS),) for k, v in zip(past.k_BxGxSxh, past.v_BxGxSxh)]
 
 
 @jax.custom_batching.custom_vmap
@@ -124,15 +119,16 @@ def _write_side_by_side(size, batched, old, new, slot):
     return write(*(x if is_batched else jnp.broadcast_to(x, (size, *x.shape)) for x, is_batched in zip((old, new), batched)), slot), True
 
 
-def _weights(stacked: jax.Array) -> tuple[jax.Array, ...]:
-    """The layers of a stack that is no tracer: on one CPU device they lie where it does, which they keep."""
-    if not for_cpu() or len(stacked.devices()) > 1:
-        return _layers(stacked)
-    (device,) = stacked.devices()
-    dtype = jax.eval_shape(from_bits, stacked).dtype
-    return tuple(jax.device_put(layer.view(dtype), device, may_alias=True) for layer in np.asarray(as_bits(stacked)))
+def are_views(stacked: jax.Array) -> bool:
+    """Whether the layers of a stack lie where it does, which they keep: on one CPU device, outside of a program."""
+    return for_cpu() and not isinstance(stacked, jax.core.Tracer) and len(stacked.devices()) == 1
 
 
 def _layers(stacked: jax.Array) -> tuple[jax.Array, ...]:
     bits = as_bits(stacked)
-    return tuple(from_bits(bits[n]) for n in range(len(bits)))
+    if not are_views(stacked):
+        return tuple(from_bits(bits[n]) for n in range(len(bits)))
+    mesh = getattr(stacked.sharding, "mesh", None)  # what is computed of them will lie on it: programs are told apart by that
+    (where,) = stacked.devices() if mesh is None else [replicated(mesh)]
+    dtype = jax.eval_shape(from_bits, stacked).dtype
+    return tuple(jax.device_put(layer.view(dtype), where, may_alias=True) for layer in np.asarray(bits))

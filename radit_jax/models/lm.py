@@ -98,8 +98,17 @@ class KVCache:
         """Slots of a row."""
         return self.positions_BxS.shape[-1]
 
+    def with_room(self, slots: int) -> KVCache:
+        """A copy with so many slots more, empty, behind the others."""
+
+        def widened(x: jax.Array, axis: int, fill: int) -> jax.Array:
+            return jnp.pad(x, [(0, slots if n == axis else 0) for n in range(x.ndim)], constant_values=fill)
+
+        k, v = (widened(x, x.ndim - 2, 0) for x in (self.k_LxBxGxSxh, self.v_LxBxGxSxh))
+        return KVCache(k, v, widened(self.positions_BxS, self.positions_BxS.ndim - 1, -1), self.next_slot)
+
     def append(self, k_LxBxGxTxh: jax.Array, v_LxBxGxTxh: jax.Array, positions_BxT: jax.Array) -> KVCache:
-        """Writes T new tokens, as bits too, at `next_slot`. Past the capacity the last slots are overwritten: make it large enough.
+        """Writes T new tokens, as bits too, at `next_slot`. Past the capacity the last slots are overwritten: make room for them first.
 
         Any axes more (of prompts side by side) stand before the named ones or after L, alike in the cache and in what is written.
         """
@@ -184,19 +193,14 @@ class LM(nnx.Module):
         kernel = self.embed.embedding if self.head is None else self.head.kernel
         return Head(kernel[...], self.head is None, self.config.dtype)
 
-    def prefill(
-        self, tokens_BxT: jax.Array, lengths_B: jax.Array, capacity: int, indices_N: jax.Array | None = None
-    ) -> tuple[jax.Array, KVCache]:
-        """Reads right-padded prompts into a new cache with room for `capacity` slots, of which T are taken. `indices_N`: as in Segments."""
+    def prefill(self, tokens_BxT: jax.Array, lengths_B: jax.Array, indices_N: jax.Array | None = None) -> tuple[jax.Array, KVCache]:
+        """Reads right-padded prompts into a new cache of T slots, which is full. `indices_N`: as in Segments."""
         B, T = tokens_BxT.shape
-        if capacity < T:
-            raise ValueError(f"capacity ({capacity}) is less than the prompt's width ({T})")
         positions_BxT = jnp.broadcast_to(jnp.arange(T, dtype=jnp.int32)[None], (B, T))
         read_BxT = positions_BxT < lengths_B[:, None]
         rows = Segments(read_BxT.astype(jnp.int32), indices_N, single=True)
-        hidden, k, v = self._forward(tokens_BxT, positions_BxT, rows, None, collect=True, room=capacity - T)
-        slots_BxS = jnp.pad(jnp.where(read_BxT, positions_BxT, -1), [(0, 0), (0, capacity - T)], constant_values=-1)
-        return hidden, KVCache(k, v, slots_BxS, jnp.int32(T))
+        hidden, k, v = self._forward(tokens_BxT, positions_BxT, rows, None, collect=True)
+        return hidden, KVCache(k, v, jnp.where(read_BxT, positions_BxT, -1), jnp.int32(T))
 
     def extend(
         self, tokens_BxT: jax.Array, positions_BxT: jax.Array, rows: Segments | Trees, cache: KVCache, of_B: jax.Array | None = None
@@ -219,8 +223,8 @@ class LM(nnx.Module):
         nnx.update(self.blocks, jax.tree.map(as_bits, nnx.state(self.blocks)))
         return self
 
-    def _forward(self, tokens_BxT, positions_BxT, rows: Segments | Trees, cache, of_B=None, *, collect: bool, room: int = 0):
-        """The one forward pass. Keys and values of the new tokens (L, B, G, T + room, h) are returned, as bits, only if `collect`."""
+    def _forward(self, tokens_BxT, positions_BxT, rows: Segments | Trees, cache, of_B=None, *, collect: bool):
+        """The one forward pass. Keys and values of the new tokens (L, B, G, T, h) are returned, as bits, only if `collect`."""
         c = self.config
         line = Line.of(rows.real_BxT, rows.indices_N)
         rope = rope_tables(line.unpad(positions_BxT), rope_frequencies(c.head_dim, c.rope_theta, c.rope_scaling))
@@ -249,7 +253,7 @@ class LM(nnx.Module):
                 return attend(q_BxGxRxTxh, [*past, own], window, c.dtype)
 
             x, k, v = nnx.merge(graphdef, jax.tree.map(from_bits, params))(x, rope, kernel or read, line)
-            return rows_apart(x), tuple(jnp.pad(as_bits(y), [*[(0, 0)] * 2, (0, room), (0, 0)]) if collect else None for y in (k, v))
+            return rows_apart(x), tuple(as_bits(y) if collect else None for y in (k, v))
 
         if c.remat != "none":
             # Inside a scan the compiler cannot undo the rematerialisation, so its costly guard is left out.

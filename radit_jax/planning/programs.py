@@ -147,7 +147,7 @@ def prefill(c: ConfigDict, mesh: Mesh, settings: Settings) -> Program:
     """Reading the k prompts of a batch of questions, the longest that there may be."""
     config, graphdef, params, (B, K, T) = _ensemble(c, mesh, settings)
     ints = _rows(mesh, jnp.int32)
-    arguments = (graphdef, params, ints(B, K, T), ints(B, K), c.evaluate.max_new_tokens)
+    arguments = (graphdef, params, ints(B, K, T), ints(B, K))
     return Program("prefill", mesh, decoding.prefill, arguments, B, "questions")
 
 
