@@ -283,6 +283,7 @@ class Pipeline:
                 nnx.update(lm, load_params(tuned_params, lora.split(lm)[1]))
                 lm = lora.merged(lm, dtype)
             self._loaded = (tuned, lm.as_read())
+            jax.block_until_ready(nnx.state(lm))  # what is copied is held until then
             resident.give_back()
         return self._loaded[1]
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 from processes import ROOT
@@ -72,12 +74,23 @@ def test_what_was_freed_between_what_is_held_is_given_back():
     assert resident.now_mib() < before - MIB // 2 and len(held)
 
 
+def test_a_host_array_that_was_copied_to_a_device_is_given_back():
+    gc.disable()  # as where nothing else happens
+    try:
+        held = jax.device_put(np.ones((MIB << 20) + 1, np.uint8)[1:]).block_until_ready()  # no address that JAX would share
+        before = resident.now_mib()
+        resident.give_back()
+        assert resident.now_mib() < before - MIB // 2 and held.nbytes == MIB << 20
+    finally:
+        gc.enable()
+
+
 def test_what_compiling_leaves_is_given_back():
     program = """
 import jax, jax.numpy as jnp
 from radit_jax import resident
 given = []
-resident.give_back = lambda: given.append(1)
+resident.trim = lambda: given.append(1)
 resident.give_back_after_compiling()
 for resident.LONG_S in (1e9, 0.0):
     jax.jit(lambda x: jnp.sin(x) + resident.LONG_S)(1.0)
