@@ -9,6 +9,7 @@ where they lie, and what is written has arrays of its own.
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -74,24 +75,18 @@ class ApartLM(nnx.Module):
         rope = rope_tables(positions_Bx1, rope_frequencies(c.head_dim, c.rope_theta, c.rope_scaling))
         positions_BxSx1 = write(cache.positions_BxSx1, positions_B[:, None, None], slot)
         positions_BxS = positions_BxSx1[..., 0]
-        distance_Bx1xS = distances(positions_Bx1, positions_BxS, positions_BxS[:, None] >= 0)
-        before = [()] * c.layers if past is None else _keys(past, positions_Bx1)
-        k, v = [], []
-
-        def reader(old_k_BxGxSxh, old_v_BxGxSxh, before: tuple[Keys, ...], window: int | None):
-            def read(q_BxGxRx1xh, k_BxGx1xh, v_BxGx1xh):
-                k.append(write(old_k_BxGxSxh, k_BxGx1xh, slot))
-                v.append(write(old_v_BxGxSxh, v_BxGx1xh, slot))
-                reach = jnp.int32(FAR if window is None else window)
-                return attend(q_BxGxRx1xh, [*before, Keys(k[-1], v[-1], distance_Bx1xS)], reach, c.dtype)
-
-            return read
-
-        x_Bx1xD = self.embed.of_bits(tokens_B[:, None])
-        for block, *of_layer in zip(self.blocks, cache.k_BxGxSxh, cache.v_BxGxSxh, before, c.windows or (None,) * c.layers):
-            x_Bx1xD, _, _ = block(x_Bx1xD, rope, reader(*of_layer), Line(None))
+        written = _keys(cache, distances(positions_Bx1, positions_BxS, positions_BxS[:, None] >= 0))
+        before = [()] * c.layers
+        if past is not None:
+            positions_BxS = past.positions_BxSx1[..., 0]
+            before = zip(_keys(past, distances(positions_Bx1, positions_BxS, positions_BxS[:, None] >= 0)))
+        reaches = [FAR if window is None else window for window in c.windows or (None,) * c.layers]
+        x_Bx1xD, kv = self.embed.of_bits(tokens_B[:, None]), []
+        for block, *of_layer in zip(self.blocks, before, written, reaches):
+            x_Bx1xD, *new = _layer(*nnx.split(block), c.dtype, x_Bx1xD, rope, *of_layer, slot)
+            kv.append(new)
         hidden_BxD = self.final_norm(x_Bx1xD)[:, 0]
-        return self.logits(hidden_BxD), ApartCache(tuple(k), tuple(v), positions_BxSx1, slot + 1)
+        return self.logits(hidden_BxD), ApartCache(*zip(*kv), positions_BxSx1, slot + 1)
 
     def logits(self, hidden_BxD: jax.Array) -> jax.Array:
         """`LM.logits`. An embedding (V, D) is turned already, and would be turned back for a product with V behind."""
@@ -100,11 +95,25 @@ class ApartLM(nnx.Module):
         return LM.logits(self, hidden_BxD)
 
 
-def _keys(past: ApartCache, positions_Bx1: jax.Array) -> list[tuple[Keys]]:
-    """Of each layer, as the tokens at these positions see them."""
-    positions_BxS = past.positions_BxSx1[..., 0]
-    distance_Bx1xS = distances(positions_Bx1, positions_BxS, positions_BxS[:, None] >= 0)
-    return [(Keys(k, v, distance_Bx1xS),) for k, v in zip(past.k_BxGxSxh, past.v_BxGxSxh)]
+def _keys(cache: ApartCache, distance_Bx1xS: jax.Array) -> list[Keys]:
+    """Of each layer."""
+    return [Keys(k, v, distance_Bx1xS) for k, v in zip(cache.k_BxGxSxh, cache.v_BxGxSxh)]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 2))
+def _layer(graphdef, params, dtype: str, x_Bx1xD, rope, before: tuple[Keys, ...], old: Keys, reach, slot):
+    """The states after one layer, and its keys and values with those of the new token, which sees `before` too.
+
+    A program of its own for whoever traces it, so that it is traced once and not for every layer.
+    """
+    new = []
+
+    def read(q_BxGxRx1xh, k_BxGx1xh, v_BxGx1xh):
+        new.extend((write(old.k_BxGxSxh, k_BxGx1xh, slot), write(old.v_BxGxSxh, v_BxGx1xh, slot)))
+        return attend(q_BxGxRx1xh, [*before, Keys(*new, old.distance_BxTxS)], reach, dtype)
+
+    x_Bx1xD, _, _ = nnx.merge(graphdef, params)(x_Bx1xD, rope, read, Line(None))
+    return x_Bx1xD, *new
 
 
 @jax.custom_batching.custom_vmap
