@@ -1,7 +1,7 @@
 """What an ensemble runs on the devices: reading the k prompts of B questions, decoding after them, scoring candidates over their caches.
 
 The LM sees one prompt a row and `vmap` runs it over K (axis 1). A row that has ended may be given another prompt (continuous batching):
-rows share the slot they write to, the slots after the prompts are a ring, and a row has ended before its first token is overwritten.
+rows share the slot they write to, the slots of answers are a ring, and a row has ended before its first token is overwritten.
 """
 
 from __future__ import annotations
