@@ -73,20 +73,16 @@ class ApartLM(nnx.Module):
         c, slot = self.config, cache.next_slot
         positions_Bx1 = positions_B[:, None]
         rope = rope_tables(positions_Bx1, rope_frequencies(c.head_dim, c.rope_theta, c.rope_scaling))
-        positions_BxSx1 = write(cache.positions_BxSx1, positions_B[:, None, None], slot)
-        positions_BxS = positions_BxSx1[..., 0]
-        written = _keys(cache, distances(positions_Bx1, positions_BxS, positions_BxS[:, None] >= 0))
-        before = [()] * c.layers
-        if past is not None:
-            positions_BxS = past.positions_BxSx1[..., 0]
-            before = zip(_keys(past, distances(positions_Bx1, positions_BxS, positions_BxS[:, None] >= 0)))
+        cache = dataclasses.replace(cache, positions_BxSx1=write(cache.positions_BxSx1, positions_B[:, None, None], slot))
+        written = _keys(cache, positions_Bx1)
+        before = [()] * c.layers if past is None else zip(_keys(past, positions_Bx1))
         reaches = [FAR if window is None else window for window in c.windows or (None,) * c.layers]
         x_Bx1xD, kv = self.embed.of_bits(tokens_B[:, None]), []
         for block, *of_layer in zip(self.blocks, before, written, reaches):
             x_Bx1xD, *new = _layer(*nnx.split(block), c.dtype, x_Bx1xD, rope, *of_layer, slot)
             kv.append(new)
         hidden_BxD = self.final_norm(x_Bx1xD)[:, 0]
-        return self.logits(hidden_BxD), ApartCache(*zip(*kv), positions_BxSx1, slot + 1)
+        return self.logits(hidden_BxD), ApartCache(*zip(*kv), cache.positions_BxSx1, slot + 1)
 
     def logits(self, hidden_BxD: jax.Array) -> jax.Array:
         """`LM.logits`. An embedding (V, D) is turned already, and would be turned back for a product with V behind."""
@@ -95,8 +91,10 @@ class ApartLM(nnx.Module):
         return LM.logits(self, hidden_BxD)
 
 
-def _keys(cache: ApartCache, distance_Bx1xS: jax.Array) -> list[Keys]:
-    """Of each layer."""
+def _keys(cache: ApartCache, positions_Bx1: jax.Array) -> list[Keys]:
+    """Of each layer, as tokens at these positions see them."""
+    positions_BxS = cache.positions_BxSx1[..., 0]
+    distance_Bx1xS = distances(positions_Bx1, positions_BxS, positions_BxS[:, None] >= 0)
     return [Keys(k, v, distance_Bx1xS) for k, v in zip(cache.k_BxGxSxh, cache.v_BxGxSxh)]
 
 
