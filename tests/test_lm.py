@@ -190,6 +190,30 @@ def test_attention_in_blocks_of_queries_is_attention(monkeypatch):
         np.testing.assert_allclose(found, expected, rtol=1e-3, atol=3e-4 * max(np.abs(expected).max(), 1))
 
 
+@pytest.mark.parametrize("bias", [False, True])
+def test_maps_side_by_side_are_the_maps_by_one_product(bias):
+    rngs, x = nnx.Rngs(0), jnp.asarray(np.random.default_rng(0).standard_normal((2, 5, 8)), jnp.float32)
+    maps = [layers.Linear((8, width), bias=bias, dtype="float32", param_dtype="float32", rngs=rngs) for width in (12, 4, 4)]
+    for n, linear in enumerate(maps if bias else ()):
+        linear.bias[...] = linear.bias[...] + n + 1
+    graphdef, params = nnx.split(nnx.List(maps))
+
+    def of(way):
+        def loss(params, x):
+            found = way(nnx.merge(graphdef, params), x)
+            return sum(jnp.sum(jnp.sin(y + n)) for n, y in enumerate(found)), found
+
+        return jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
+
+    def together(maps, x):
+        return layers.side_by_side(list(maps), x)
+
+    expected = of(lambda maps, x: [linear(x) for linear in maps])(params, x)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), of(together)(params, x), expected)
+    program = jax.jit(lambda params, x: together(nnx.merge(graphdef, params), x)).lower(params, x).as_text()
+    assert program.count("dot_general") == 1
+
+
 # -- transformations, precision -----------------------------------------------------------------------------------------------------
 
 

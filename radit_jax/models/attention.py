@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from radit_jax.models.layers import Linear, RMSNorm, contract, rotate
+from radit_jax.models.layers import Linear, RMSNorm, contract, rotate, side_by_side
 from radit_jax.models.unpad import Line
 
 UNREACHABLE = -1  # distance of a key that a query may not see
@@ -148,7 +148,7 @@ class Attention(nnx.Module):
 
         `read` is the attention itself: of q (B, G, R, T, h) and the new k, v (B, G, T, h), who sees whom being its own matter.
         """
-        q, k, v = (linear(x) for linear in (self.q, self.k, self.v))
+        q, k, v = side_by_side((self.q, self.k, self.v), x)
         q, k, v = (states.reshape(*x.shape[:2], -1, self.head_dim) for states in (q, k, v))
         if self.q_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
