@@ -87,6 +87,7 @@ class LmBatch:
     labels_BxP: jax.Array  # int32, the output token
     weights_BxP: jax.Array  # float32, 1 on real slots
     indices_N: jax.Array | None = None  # int32, of the real tokens where they are read in one line (unpad.Line)
+    reach: int | None = dataclasses.field(default=None, metadata={"static": True})  # no segment is longer (attention.Segments)
 
 
 @_batch

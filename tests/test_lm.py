@@ -20,7 +20,7 @@ from references.tiny_lms import FAMILIES, draw, tokens
 from safetensors.numpy import save_file
 
 from radit_jax.models import layers
-from radit_jax.models.attention import Segments
+from radit_jax.models.attention import FAR, Keys, Segments, attend_within
 from radit_jax.models.layers import contract
 from radit_jax.models.lm import LM, LmConfig
 from radit_jax.weights.lm import load_lm
@@ -175,19 +175,34 @@ def test_several_continuations_of_one_prefix_are_segments():
     assert k.shape == (3, 1, 2, 6, 4) and np.isfinite(hidden).all()
 
 
-def test_attention_in_blocks_of_queries_is_attention(monkeypatch):
-    """Values and gradients of rows longer than a block, packed and padded."""
+@pytest.mark.parametrize(("block", "reach"), [(16, None), (8, None), (16, 20), (8, 20), (8, 32)])
+def test_attention_in_blocks_of_queries_is_attention(block, reach, monkeypatch):
+    """Values and gradients of rows longer than a block, packed and padded, where it is known how long a segment can be and where not."""
     graphdef, params = nnx.split(small())
     positions, segments = row(20, 17, -8)
 
-    def loss(params):
-        return jnp.sum(jnp.sin(nnx.merge(graphdef, params).hidden(ids(1, 45), positions, segments)) * (segments > 0)[..., None])
+    def loss(params, reach=None):
+        hidden = nnx.merge(graphdef, params).hidden(ids(1, 45), positions, segments, reach=reach)
+        return jnp.sum(jnp.sin(hidden) * (segments > 0)[..., None])
 
     whole = jax.jit(jax.value_and_grad(loss))(params)
-    monkeypatch.setattr("radit_jax.models.lm.CPU_BLOCK", 16)
+    monkeypatch.setattr("radit_jax.models.lm.CPU_BLOCK", block)
     jax.clear_caches()
-    for found, expected in zip(jax.tree.leaves(jax.jit(jax.value_and_grad(loss))(params)), jax.tree.leaves(whole), strict=True):
+    in_blocks = jax.jit(jax.value_and_grad(loss), static_argnums=1)(params, reach)
+    for found, expected in zip(jax.tree.leaves(in_blocks), jax.tree.leaves(whole), strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-3, atol=3e-4 * max(np.abs(expected).max(), 1))
+
+
+def test_blocks_of_other_segments_are_not_looked_at():
+    """Four times the row takes four times the work where the longest segment is known, and not nine or ten times."""
+
+    def work(tokens: int, reach: int | None) -> float:
+        q, k = jnp.ones((1, 2, 2, tokens, 4)), jnp.ones((1, 2, tokens, 4))
+        keys = Keys(k, k, jnp.zeros((1, tokens, tokens), jnp.int32))
+        return jax.jit(lambda q, keys: attend_within(q, keys, FAR, "float32", 8, reach)).lower(q, keys).cost_analysis()["flops"]
+
+    assert work(256, 16) / work(64, 16) < 4.5
+    assert work(256, None) / work(64, None) > 9
 
 
 @pytest.mark.parametrize("bias", [False, True])

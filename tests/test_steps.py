@@ -48,6 +48,20 @@ def test_the_loss_of_packed_rows_is_that_of_their_instances():
         np.testing.assert_allclose(metrics["loss"] * metrics["output_tokens"], nll, rtol=1e-4)
 
 
+@pytest.mark.parametrize(("row", "known"), [(160, False), (1024, True)])
+def test_one_cpu_is_told_how_long_instances_are_where_rows_are_long(row, known):
+    members = tiny.retrieved()
+    source = batches.PassageInstances(members, [m.example for m in members], tiny.maker(row), passages=3, output_slots=256)
+    data, batch = (next(batches.lm_batches(source, rows=1, accumulate=1, seed=0, line=line))[0] for line in (False, True))
+    assert data.reach is None and (batch.reach is not None) == known
+    if known:
+        assert batch.positions_BxT.max() < batch.reach < 2 * (batch.positions_BxT.max() + 1)
+    told, metrics = tiny.lm_step()(tiny.lm_state(), batch)
+    not_told, expected = tiny.lm_step()(tiny.lm_state(), data)
+    np.testing.assert_allclose(metrics["loss"], expected["loss"], rtol=1e-5)
+    equal(told, not_told, atol=1e-5)
+
+
 def test_each_passage_and_the_examples_own_text_make_an_instance():
     members = tiny.retrieved(2)
     own = [

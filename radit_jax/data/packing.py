@@ -47,6 +47,16 @@ def pack(instances: grain.MapDataset, *, row_length: int, output_slots: int, row
     return packed.batch(rows, drop_remainder=True).map(lm_batch)
 
 
+def reach(batch: LmBatch) -> int | None:
+    """A power of two that no instance is longer than, where rows have four times that length, for a program that knows it; else None.
+
+    It is then half of attention's work, or less, on a CPU (attention.attend_within). Shorter rows gain too little for a program more.
+    """
+    longest = int(np.max(batch.positions_BxT)) + 1
+    power = 1 << (longest - 1).bit_length()
+    return power if 4 * power <= batch.positions_BxT.shape[-1] else None
+
+
 def lm_batch(packed: Mapping[str, np.ndarray]) -> tuple[LmBatch, np.ndarray]:
     """Packed features (each rows × length) → (LmBatch, numbers of the instances in it)."""
     segments_BxT, slot_segments_BxP = packed["tokens_segment_ids"], packed["slots_segment_ids"]

@@ -30,6 +30,7 @@ class Segments:
     ids_BxT: jax.Array  # int32
     indices_N: jax.Array | None = None  # of the real tokens (unpad.Line); None: maps read the padding too
     single: bool = dataclasses.field(default=False, metadata={"static": True})  # one segment a row, and padding after it
+    reach: int | None = dataclasses.field(default=None, metadata={"static": True})  # no segment is longer, in tokens; None: not known
 
     @property
     def real_BxT(self) -> jax.Array:
@@ -86,10 +87,14 @@ def attend(q_BxGxRxTxh: jax.Array, sources: list[Keys], window: jax.Array, dtype
     return out.astype(dtype).reshape(B, G, R, T, h)
 
 
-def attend_within(q_BxGxRxTxh: jax.Array, keys: Keys, window: jax.Array, dtype: str, block: int) -> jax.Array:
-    """`attend` of a row to its own tokens, which see none after them: every `block` queries read the keys up to their last alone.
+def attend_within(
+    q_BxGxRxTxh: jax.Array, keys: Keys, window: jax.Array, dtype: str, block: int, reach: int | None = None
+) -> jax.Array:
+    """`attend` of a row to its own tokens, which see none after them, nor any `reach` tokens before: every `block` queries read the blocks
+    of keys up to their own, from the first that one of them can see.
 
-    The same function with 5/8 of the work at four blocks a row; where nothing skips masked scores for us, on CPUs, that is time.
+    The same function with 5/8 of the work at four blocks a row, and where `reach` is given, work that grows with the row, not with its
+    square; where nothing skips masked scores for us, on CPUs, that is time.
     """
     edges = [*range(0, q_BxGxRxTxh.shape[3], block), q_BxGxRxTxh.shape[3]]
     # Split and joined, so that gradients are joined and split: those of slices would be as many sums over whole rows.
@@ -97,8 +102,10 @@ def attend_within(q_BxGxRxTxh: jax.Array, keys: Keys, window: jax.Array, dtype: 
     k, v = (jnp.split(states, edges[1:-1], axis=2) for states in (keys.k_BxGxSxh, keys.v_BxGxSxh))
     out = []
     for n, (start, stop) in enumerate(itertools.pairwise(edges)):
-        k_BxGxSxh, v_BxGxSxh = (jnp.concatenate(blocks[: n + 1], axis=2) for blocks in (k, v))
-        out.append(attend(q[n], [Keys(k_BxGxSxh, v_BxGxSxh, keys.distance_BxTxS[:, start:stop, :stop])], window, dtype))
+        first = 0 if reach is None else max(start - reach + 1, 0) // block
+        k_BxGxSxh, v_BxGxSxh = (jnp.concatenate(blocks[first : n + 1], axis=2) for blocks in (k, v))
+        distance_BxTxS = keys.distance_BxTxS[:, start:stop, first * block : stop]
+        out.append(attend(q[n], [Keys(k_BxGxSxh, v_BxGxSxh, distance_BxTxS)], window, dtype))
     return jnp.concatenate(out, axis=3)
 
 

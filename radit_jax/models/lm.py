@@ -168,15 +168,20 @@ class LM(nnx.Module):
         return self.logits(self.hidden(tokens_BxT, positions_BxT, jnp.ones_like(tokens_BxT)))
 
     def hidden(
-        self, tokens_BxT: jax.Array, positions_BxT: jax.Array, segment_ids_BxT: jax.Array, indices_N: jax.Array | None = None
+        self,
+        tokens_BxT: jax.Array,
+        positions_BxT: jax.Array,
+        segment_ids_BxT: jax.Array,
+        indices_N: jax.Array | None = None,
+        reach: int | None = None,
     ) -> jax.Array:
         """Hidden states (B, T, D) after the final norm.
 
         A token sees the tokens of its own segment at its own position or before. Segment 0 is padding: seen by none, finite.
-        `indices_N`: as in Segments.
+        `indices_N`, `reach`: as in Segments.
         """
-        hidden, _, _ = self._forward(tokens_BxT, positions_BxT, Segments(segment_ids_BxT, indices_N), None, collect=False)
-        return hidden
+        rows = Segments(segment_ids_BxT, indices_N, reach=reach)
+        return self._forward(tokens_BxT, positions_BxT, rows, None, collect=False)[0]
 
     def read(self, tokens_BxT: jax.Array, positions_BxT: jax.Array, rows: Segments | Trees) -> jax.Array:
         """Hidden states (B, T, D) of packed rows, as `hidden`, but no gradient passes: faster where weights are bfloat16 on a CPU."""
@@ -232,6 +237,7 @@ class LM(nnx.Module):
         own_BxTxT = past_BxTxS = None
         if kernel is None:
             own_BxTxT = distances(positions_BxT, positions_BxT, rows.visible_BxTxT())
+        reach = rows.reach if isinstance(rows, Segments) else None
         if cache is not None:
             past_positions_BxS = picked(cache.positions_BxS, of_B)
             there = rows.real_BxT[:, :, None] & (past_positions_BxS >= 0)[:, None, :]
@@ -249,7 +255,7 @@ class LM(nnx.Module):
             def read(q_BxGxRxTxh, k_BxGxTxh, v_BxGxTxh):
                 own = Keys(k_BxGxTxh, v_BxGxTxh, own_BxTxT)
                 if not past and for_cpu() and q_BxGxRxTxh.shape[3] > CPU_BLOCK:
-                    return attend_within(q_BxGxRxTxh, own, window, c.dtype, CPU_BLOCK)
+                    return attend_within(q_BxGxRxTxh, own, window, c.dtype, CPU_BLOCK, reach)
                 return attend(q_BxGxRxTxh, [*past, own], window, c.dtype)
 
             x, k, v = nnx.merge(graphdef, jax.tree.map(from_bits, params))(x, rope, kernel or read, line)

@@ -162,7 +162,7 @@ def lm_batches(
         batch = jax.tree.map(lambda leaf: leaf.reshape(accumulate, rows, *leaf.shape[1:]), batch)
         batch = batch if here is None else jax.tree.map(lambda leaf: leaf[:, here], batch)
         if line:
-            batch = dataclasses.replace(batch, indices_N=real_indices(batch.segment_ids_BxT > 0, parts=8))
+            batch = dataclasses.replace(batch, indices_N=real_indices(batch.segment_ids_BxT > 0, parts=8), reach=packing.reach(batch))
         return batch, numbers
 
     return Batches(packed, finish)

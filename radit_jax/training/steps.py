@@ -60,7 +60,7 @@ def lm_step(
 
     def mean_nll(params: PyTree, micro: LmBatch) -> tuple[jax.Array, Metrics]:
         lm = nnx.merge(graphdef, params, *frozen)
-        hidden_BxTxD = lm.hidden(micro.tokens_BxT, micro.positions_BxT, micro.segment_ids_BxT, micro.indices_N)
+        hidden_BxTxD = lm.hidden(micro.tokens_BxT, micro.positions_BxT, micro.segment_ids_BxT, micro.indices_N, micro.reach)
         # Logits only where the next token is an output token: the head is a fifth of a small LM's arithmetic.
         hidden_BxPxD = jnp.take_along_axis(hidden_BxTxD, micro.slots_BxP[..., None], axis=1)
         # The mean is taken here: gradients of all parameters, to be divided after they are made, go through memory twice more.
