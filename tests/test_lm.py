@@ -175,11 +175,14 @@ def test_several_continuations_of_one_prefix_are_segments():
     assert k.shape == (3, 1, 2, 6, 4) and np.isfinite(hidden).all()
 
 
-@pytest.mark.parametrize(("block", "reach"), [(16, None), (8, None), (16, 20), (8, 20), (8, 32)])
+@pytest.mark.parametrize(("block", "reach"), [(16, None), (8, None), (16, 18), (8, 18), (8, 32)])
 def test_attention_in_blocks_of_queries_is_attention(block, reach, monkeypatch):
-    """Values and gradients of rows longer than a block, packed and padded, where it is known how long a segment can be and where not."""
+    """Values and gradients of rows longer than a block, packed and padded, where it is known how long a segment can be and where not.
+
+    The second segment ends with the first token of a block of 8, and begins with the last of one.
+    """
     graphdef, params = nnx.split(small())
-    positions, segments = row(20, 17, -8)
+    positions, segments = row(7, 18, 12, -8)
 
     def loss(params, reach=None):
         hidden = nnx.merge(graphdef, params).hidden(ids(1, 45), positions, segments, reach=reach)

@@ -87,9 +87,7 @@ def attend(q_BxGxRxTxh: jax.Array, sources: list[Keys], window: jax.Array, dtype
     return out.astype(dtype).reshape(B, G, R, T, h)
 
 
-def attend_within(
-    q_BxGxRxTxh: jax.Array, keys: Keys, window: jax.Array, dtype: str, block: int, reach: int | None = None
-) -> jax.Array:
+def attend_within(q_BxGxRxTxh: jax.Array, keys: Keys, window: jax.Array, dtype: str, block: int, reach: int | None = None) -> jax.Array:
     """`attend` of a row to its own tokens, which see none after them, nor any `reach` tokens before: every `block` queries read the blocks
     of keys up to their own, from the first that one of them can see.
 
