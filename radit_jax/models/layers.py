@@ -199,8 +199,13 @@ class Linear(nnx.Module):
         return self.finished(self.product(x))
 
     def product(self, x: jax.Array) -> jax.Array:
-        """x @ kernel, in the compute dtype; float32 where a bias is still to be added."""
-        return dot(x, self.kernel[...], self.dtype, self.dtype if self.bias is None else "float32")
+        """x @ kernel, as `written`."""
+        return dot(x, self.kernel[...], self.dtype, self.written)
+
+    @property
+    def written(self) -> str:
+        """The dtype of the product: the compute dtype; float32 where a bias is still to be added."""
+        return self.dtype if self.bias is None else "float32"
 
     def finished(self, y: jax.Array) -> jax.Array:
         """The result, of the product."""
@@ -220,7 +225,7 @@ def side_by_side(linears: Sequence[Linear], x: jax.Array) -> list[jax.Array]:
         return [linear(x) for linear in linears]
     kernels = [linear.kernel[...] for linear in linears]
     ends = np.cumsum([kernel.shape[-1] for kernel in kernels])[:-1].tolist()
-    y = dot(x, jnp.concatenate(kernels, axis=-1), first.dtype, first.dtype if first.bias is None else "float32")
+    y = dot(x, jnp.concatenate(kernels, axis=-1), first.dtype, first.written)
     return [linear.finished(part) for linear, part in zip(linears, jnp.split(y, ends, axis=-1))]
 
 

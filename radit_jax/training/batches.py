@@ -148,7 +148,8 @@ def lm_batches(
     """Endless packed batches for lm_step, leaves (accumulate, rows, …), with the instance numbers in each.
 
     Every process packs the same rows, since what fits a row hangs on all before it, and keeps those of its own devices (`here`, of `rows`;
-    None: all). So the iterator's state says nothing of how many processes there were. `line`: as in `lsr_batches`.
+    None: all). So the iterator's state says nothing of how many processes there were. `line`: as in `lsr_batches`; the program is also told
+    how long instances are where that spares it work (packing.reach).
     """
     mixed = source if isinstance(source, MixedInstances) else MixedInstances({"train": source}, {"train": 1.0})
     parts = [grain.MapDataset.source(part) for part in mixed.parts]
